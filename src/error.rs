@@ -1,0 +1,69 @@
+//! Every way this crate can fail.
+//!
+//! An error says what was wrong and where. Each variant is one status of the C API (`capi::status`).
+
+use std::borrow::Cow;
+use std::fmt;
+
+/// The result of everything here that can fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What a message is made of: static where no memory may be asked for.
+pub type Message = Cow<'static, str>;
+
+/// Why a call failed. A failed call has changed nothing.
+#[derive(Debug)]
+pub enum Error {
+    /// An argument is wrong: out of range, not UTF-8, an unknown flag.
+    Argument(Message),
+    /// The call is not allowed now.
+    State(Message),
+    /// Another thread is inside this session.
+    Busy,
+    /// Memory could not be had, for what and how many bytes.
+    NoMemory { what: &'static str, bytes: usize },
+    /// The operating system refused; `errno` is its code or 0.
+    Io { message: String, errno: i32 },
+    /// The file is damaged or hostile.
+    Format(String),
+    /// The file is fine, this build cannot run it.
+    Unsupported(String),
+    /// The context is full: `capacity` tokens fit, `wanted` were asked for.
+    Context { capacity: usize, wanted: usize },
+    /// Another thread cancelled the step; the session is as it was before the step.
+    Cancelled,
+    /// The handle was used in a child process after `fork`.
+    Forked,
+    /// A bug of ours, caught.
+    Internal(Message),
+}
+
+impl Error {
+    /// An [`Error::Argument`] from anything that can be a message.
+    pub fn argument(message: impl Into<Message>) -> Self {
+        Error::Argument(message.into())
+    }
+
+    /// An [`Error::Io`] that says what was being done to which thing.
+    pub fn io(what: impl fmt::Display, error: &std::io::Error) -> Self {
+        Error::Io { message: format!("{what}: {error}"), errno: error.raw_os_error().unwrap_or(0) }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Argument(message) | Error::State(message) | Error::Internal(message) => f.write_str(message),
+            Error::Busy => f.write_str("another thread is inside this session"),
+            Error::NoMemory { what, bytes } => write!(f, "no memory for {what}: {bytes} bytes"),
+            Error::Io { message, .. } | Error::Format(message) | Error::Unsupported(message) => f.write_str(message),
+            Error::Context { capacity, wanted } => {
+                write!(f, "context full: {wanted} tokens wanted, {capacity} fit")
+            }
+            Error::Cancelled => f.write_str("cancelled"),
+            Error::Forked => f.write_str("this handle belongs to the parent process: load again after fork"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
