@@ -8,6 +8,7 @@
 //! | [`tensor`] | aligned memory and shapes, no maths |
 //! | [`quant`] | weight formats: block layout and dequantization, one file each |
 //! | [`file`] | GGUF: parsing, limits, memory mapping |
+//! | [`tokenizer`] | text to tokens and back, chat templates |
 
 #[cfg(not(panic = "unwind"))]
 compile_error!("libedgellm catches panics at its C boundary: build it with panic = \"unwind\"");
@@ -16,5 +17,6 @@ pub mod error;
 pub mod file;
 pub mod quant;
 pub mod tensor;
+pub mod tokenizer;
 
 pub use error::{Error, Result};
