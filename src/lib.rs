@@ -9,10 +9,12 @@
 //! | [`quant`] | weight formats: block layout and dequantization, one file each |
 //! | [`file`] | GGUF: parsing, limits, memory mapping |
 //! | [`tokenizer`] | text to tokens and back, chat templates |
+//! | [`cpu`] | kernels, one table per instruction set, and the thread pool |
 
 #[cfg(not(panic = "unwind"))]
 compile_error!("libedgellm catches panics at its C boundary: build it with panic = \"unwind\"");
 
+pub mod cpu;
 pub mod error;
 pub mod file;
 pub mod quant;

@@ -1,0 +1,302 @@
+//! Elementwise maths and attention, defined once and compiled for each instruction set.
+//!
+//! Every function is plain Rust over a fixed number of lanes, combined by a fixed tree: the compiler may use vectors of
+//! any width but may not change an operation's order (Rust never reassociates floats), so the bits are the same on
+//! every machine. A kernel table wraps these in functions with its own target features. `mul_add` is one rounding
+//! everywhere; `exp` is a polynomial of ours, since libm differs between machines.
+
+use super::rows::{BLOCK, QuantizedRowMut, SUM};
+use std::array::from_fn;
+
+/// Lanes of a sum.
+const LANES: usize = 16;
+
+/// The sum of the lanes by halves: 16 → 8 → 4 → 2 → 1.
+#[inline(always)]
+fn sum_lanes(lanes: [f32; LANES]) -> f32 {
+    let a: [f32; 8] = from_fn(|i| lanes[i] + lanes[i + 8]);
+    let b: [f32; 4] = from_fn(|i| a[i] + a[i + 4]);
+    (b[0] + b[2]) + (b[1] + b[3])
+}
+
+/// Σ x·y over a multiple of 16 values: lane l takes the values l, l+16, l+32, …
+#[inline(always)]
+fn dot(x: &[f32], y: &[f32]) -> f32 {
+    let mut lanes = [0.0; LANES];
+    for (x, y) in x.as_chunks::<LANES>().0.iter().zip(y.as_chunks::<LANES>().0) {
+        lanes = from_fn(|l| x[l].mul_add(y[l], lanes[l]));
+    }
+    sum_lanes(lanes)
+}
+
+/// e^x to about 1 ULP for x ≤ 88; 0 below -87.
+///
+/// x = n·ln 2 + r with |r| ≤ ln 2 / 2, then a polynomial for e^r (coefficients: Taylor, degree 7, whose error at
+/// ln 2 / 2 is 1e-8 relative) and n added to the exponent.
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    const LN2_HIGH: f32 = 0.693_359_4; // 355 / 512: n · LN2_HIGH is exact for |n| < 2^15.
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    const ROUND: f32 = 12_582_912.0; // 1.5 · 2^23: adding it rounds to an integer, half to even.
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, x));
+    let p = r.mul_add(1.0 / 5040.0, 1.0 / 720.0);
+    let p = p.mul_add(r, 1.0 / 120.0);
+    let p = p.mul_add(r, 1.0 / 24.0);
+    let p = p.mul_add(r, 1.0 / 6.0);
+    let p = p.mul_add(r, 0.5);
+    let p = p.mul_add(r, 1.0);
+    let p = p.mul_add(r, 1.0);
+    // The low bits of `shifted` are n; the shift drops the rest. Nonsense outside the range, which is selected away.
+    let scaled = f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23));
+    if x < -87.0 { 0.0 } else { scaled }
+}
+
+/// Quantizes a row to int8 in blocks of 32: scale = max|x| / 127, quants rounded half to even.
+///
+/// A value that is not finite makes its block's scale NaN, so that it reaches the logits, where it is an error.
+#[inline(always)]
+pub fn quantize(x: &[f32], out: QuantizedRowMut<'_>) {
+    const ROUND: f32 = 12_582_912.0;
+    let blocks = x.as_chunks::<BLOCK>().0.iter().zip(out.quants.as_chunks_mut::<BLOCK>().0);
+    let sums = out.sums.as_chunks_mut::<{ BLOCK / SUM }>().0;
+    for (b, (x, quants)) in blocks.enumerate() {
+        let mut lanes_max = [0.0f32; 8];
+        let mut poison = [0.0f32; 8];
+        for x in x.as_chunks::<8>().0 {
+            for l in 0..8 {
+                let magnitude = x[l].abs();
+                lanes_max[l] = if magnitude > lanes_max[l] { magnitude } else { lanes_max[l] };
+                poison[l] += x[l] * 0.0; // 0, or NaN for infinities and NaN.
+            }
+        }
+        let max = lanes_max.iter().fold(0.0, |a, &b| if b > a { b } else { a });
+        let poison = poison.iter().fold(0.0, |a, b| a + b);
+        // Below this the inverse would overflow; such a block is zero for every purpose.
+        let (scale, inverse) = if max > 1e-30 { (max / 127.0, 127.0 / max) } else { (0.0, 0.0) };
+        for (quant, x) in quants.iter_mut().zip(x) {
+            *quant = (x * inverse + ROUND).to_bits() as i8; // The low bits of the sum are the integer.
+        }
+        let mut total = 0;
+        for (sum, quants) in sums[b].iter_mut().zip(quants.as_chunks::<SUM>().0) {
+            *sum = quants.iter().map(|&quant| quant as i16).sum();
+            total += *sum as i32;
+        }
+        let scale = scale + poison;
+        out.scales[b] = scale;
+        out.scaled_sums[b] = scale * total as f32;
+    }
+}
+
+/// RMSNorm: `out = x / sqrt(mean(x²) + epsilon) * weight`, over a multiple of 16 values.
+#[inline(always)]
+pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+    let scale = 1.0 / (dot(x, x) / x.len() as f32 + epsilon).sqrt();
+    for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+        *out = x * scale * weight;
+    }
+}
+
+/// SwiGLU: `out = gate / (1 + e^-gate) * up`, where `out` holds the gate before.
+#[inline(always)]
+pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
+    for (gate, up) in gate.iter_mut().zip(up) {
+        // Past 87 the exponential leaves its range, and the gate is itself to the last bit either way.
+        let e = exp(if *gate < -87.0 { 87.0 } else { -*gate });
+        *gate = *gate / (1.0 + e) * up;
+    }
+}
+
+/// Rotates pairs of a head by the angles whose cosines and sines are given, one per pair.
+///
+/// `adjacent`: pair i is (2i, 2i+1), as GGUF's `llama` stores heads; else (i, i + n/2) of the n rotated values.
+#[inline(always)]
+pub fn rope(head: &mut [f32], cos: &[f32], sin: &[f32], adjacent: bool) {
+    let rotate = |a: f32, b: f32, c: f32, s: f32| (a.mul_add(c, -(b * s)), a.mul_add(s, b * c));
+    if adjacent {
+        for ((pair, c), s) in head.as_chunks_mut::<2>().0.iter_mut().zip(cos).zip(sin) {
+            (pair[0], pair[1]) = rotate(pair[0], pair[1], *c, *s);
+        }
+    } else {
+        let (first, second) = head.split_at_mut(cos.len());
+        for (((a, b), c), s) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+            (*a, *b) = rotate(*a, *b, *c, *s);
+        }
+    }
+}
+
+/// The largest value and Σ e^(x - largest): what a log-probability needs. Over 16 lanes, the rest one by one.
+#[inline(always)]
+pub fn softmax_stats(x: &[f32]) -> (f32, f32) {
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    let mut lanes_max = [f32::NEG_INFINITY; LANES];
+    for x in chunks {
+        lanes_max = from_fn(|l| if x[l] > lanes_max[l] { x[l] } else { lanes_max[l] });
+    }
+    let max = lanes_max.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+    let mut lanes = [0.0; LANES];
+    for x in chunks {
+        lanes = from_fn(|l| lanes[l] + exp(x[l] - max));
+    }
+    (max, rest.iter().fold(sum_lanes(lanes), |sum, x| sum + exp(x - max)))
+}
+
+/// Positions that attention takes at a time. Tiles start at multiples of it whatever the query, so a sequence has the
+/// same bits however it was cut into prefill chunks. Keys are stored in tiles of this many positions, transposed:
+/// (head_dim, 32), so that a vector lane is a position and no score ends in a horizontal sum.
+pub const ATTENTION_TILE: usize = 32;
+
+/// The running softmax of one query.
+#[derive(Clone, Copy)]
+pub struct SoftmaxState {
+    max: f32,
+    sum: f32,
+}
+
+impl SoftmaxState {
+    /// Nothing seen yet.
+    pub const EMPTY: SoftmaxState = SoftmaxState { max: f32::NEG_INFINITY, sum: 0.0 };
+}
+
+/// Adds up to one tile of positions to a query's running softmax (Milakov & Gimelshein, 2018; FlashAttention).
+///
+/// `q`, `accumulator`: (head_dim, a multiple of 16); `keys`: (head_dim, 32), whatever past the last position; `values`:
+/// (positions ≤ 32, head_dim); all f32. A score is two chains of fused multiply-adds, over even and odd dimensions.
+#[inline(always)]
+pub fn attend(q: &[f32], keys: &[f32], values: &[f32], scale: f32, state: &mut SoftmaxState, accumulator: &mut [f32]) {
+    let head_dim = q.len();
+    let positions = values.len() / head_dim;
+    let mut chains = [[0.0f32; ATTENTION_TILE]; 2];
+    for (q, keys) in q.as_chunks::<2>().0.iter().zip(keys.as_chunks::<{ 2 * ATTENTION_TILE }>().0) {
+        for c in 0..2 {
+            for j in 0..ATTENTION_TILE {
+                chains[c][j] = q[c].mul_add(keys[c * ATTENTION_TILE + j], chains[c][j]);
+            }
+        }
+    }
+    let mut weights = [f32::NEG_INFINITY; ATTENTION_TILE]; // Scores at first.
+    for j in 0..positions {
+        weights[j] = (chains[0][j] + chains[1][j]) * scale;
+    }
+    let max = weights.iter().fold(state.max, |a, &b| if b > a { b } else { a });
+    for weight in &mut weights {
+        *weight = exp(*weight - max); // 0 past the last position.
+    }
+    let halves: [f32; LANES] = from_fn(|l| weights[l] + weights[l + LANES]);
+    let correction = exp(state.max - max);
+    *state = SoftmaxState { max, sum: state.sum.mul_add(correction, sum_lanes(halves)) };
+    // Dimensions in bunches that fill the vector units; each dimension's sum is its own.
+    let mut from = 0;
+    while from + 64 <= head_dim {
+        accumulate::<64>(&weights[..positions], values, head_dim, from, correction, accumulator);
+        from += 64;
+    }
+    while from < head_dim {
+        accumulate::<16>(&weights[..positions], values, head_dim, from, correction, accumulator);
+        from += 16;
+    }
+}
+
+/// `accumulator[d] = accumulator[d] * correction + Σ_j weights[j] * values[j][d]` for W dimensions from `from`.
+#[inline(always)]
+fn accumulate<const W: usize>(
+    weights: &[f32],
+    values: &[f32],
+    head_dim: usize,
+    from: usize,
+    correction: f32,
+    accumulator: &mut [f32],
+) {
+    let Some(accumulator) = accumulator[from..].first_chunk_mut::<W>() else { return };
+    let mut lanes = *accumulator;
+    for lane in &mut lanes {
+        *lane *= correction;
+    }
+    for (weight, value) in weights.iter().zip(values.chunks_exact(head_dim)) {
+        let Some(value) = value[from..].first_chunk::<W>() else { return };
+        for l in 0..W {
+            lanes[l] = weight.mul_add(value[l], lanes[l]);
+        }
+    }
+    *accumulator = lanes;
+}
+
+/// Ends a running softmax: `out = accumulator / sum`.
+#[inline(always)]
+pub fn attend_end(state: SoftmaxState, accumulator: &[f32], out: &mut [f32]) {
+    for (out, accumulator) in out.iter_mut().zip(accumulator) {
+        *out = accumulator / state.sum;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_within_two_ulp_of_the_true_value() {
+        let mut worst = 0.0f64;
+        for i in 0..=2_000_000 {
+            let x = -87.0 + 175.0 * (i as f32 / 2_000_000.0);
+            if x > 88.0 {
+                break;
+            }
+            let exact = (x as f64).exp();
+            let error = (exp(x) as f64 - exact).abs() / (exact * f32::EPSILON as f64);
+            assert!(error <= 2.0, "exp({x}) = {} is {error} ULP off {exact}", exp(x));
+            worst = worst.max(error);
+        }
+        assert!(worst > 0.1, "an error this small means that the test measures nothing");
+        assert_eq!((exp(0.0), exp(-88.0), exp(f32::NEG_INFINITY)), (1.0, 0.0, 0.0));
+    }
+
+    #[test]
+    fn quantize_rounds_half_to_even_and_reaches_127() {
+        let mut x = [0.0; 64];
+        x[..6].copy_from_slice(&[127.0, -127.0, 0.5, 1.5, -2.5, 63.5]);
+        x[40] = f32::NAN;
+        let (mut quants, mut sums, mut scales, mut scaled_sums) = ([9; 64], [9; 4], [9.0; 2], [9.0; 2]);
+        quantize(
+            &x,
+            QuantizedRowMut {
+                quants: &mut quants,
+                sums: &mut sums,
+                scales: &mut scales,
+                scaled_sums: &mut scaled_sums,
+            },
+        );
+        assert_eq!(quants[..7], [127, -127, 0, 2, -2, 64, 0]);
+        assert_eq!((sums[0], sums[1], scales[0], scaled_sums[0]), (64, 0, 1.0, 64.0));
+        assert!(scales[1].is_nan() && scaled_sums[1].is_nan(), "a NaN must poison its block");
+    }
+
+    #[test]
+    fn attention_equals_the_softmax_it_stands_for() {
+        let (head_dim, positions) = (32, 75);
+        let value = |i: usize| ((i * 2_654_435_761) % 1000) as f32 / 500.0 - 1.0;
+        let q: Vec<f32> = (0..head_dim).map(value).collect();
+        let keys: Vec<f32> = (0..positions * head_dim).map(|i| value(i + 7)).collect();
+        // As the cache has them: (tiles, head_dim, 32), with nonsense past the end.
+        let mut stored = vec![f32::NAN; positions.div_ceil(ATTENTION_TILE) * ATTENTION_TILE * head_dim];
+        for (i, key) in keys.iter().enumerate() {
+            let (position, d) = (i / head_dim, i % head_dim);
+            stored[(position / ATTENTION_TILE * head_dim + d) * ATTENTION_TILE + position % ATTENTION_TILE] = *key;
+        }
+        let values: Vec<f32> = (0..positions * head_dim).map(|i| value(i + 99_991)).collect();
+        let (mut state, mut accumulator) = (SoftmaxState::EMPTY, vec![0.0; head_dim]);
+        let tile = ATTENTION_TILE * head_dim;
+        for (keys, values) in stored.chunks(tile).zip(values.chunks(tile)) {
+            attend(&q, keys, values, 0.3, &mut state, &mut accumulator);
+        }
+        let mut found = vec![0.0; head_dim];
+        attend_end(state, &accumulator, &mut found);
+        let score = |p: usize| (0..head_dim).map(|d| q[d] as f64 * keys[p * head_dim + d] as f64).sum::<f64>() * 0.3;
+        let weights: Vec<f64> = (0..positions).map(|p| score(p).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        for d in 0..head_dim {
+            let exact: f64 = (0..positions).map(|p| weights[p] / total * values[p * head_dim + d] as f64).sum();
+            assert!((found[d] as f64 - exact).abs() <= 1e-6, "{} against {exact} at {d}", found[d]);
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! Kernels, one table per instruction set, and the thread pool.
+//!
+//! [`ALL`] is the only list: `select` takes its first available entry, tests and benches walk it. All tables give the
+//! same bits, which `scalar.rs` defines; a faster table lists only the kernels that it improves.
+
+pub mod environment;
+pub mod lanes;
+pub mod rows;
+pub mod scalar;
+pub mod threads;
+pub mod tile;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
+use crate::quant::Format;
+use crate::{Error, Result};
+use lanes::SoftmaxState;
+use rows::{QuantizedRowMut, Rows};
+
+/// Best first. The last entry runs everywhere.
+static ALL: &[&Kernels] = &[
+    #[cfg(target_arch = "x86_64")]
+    &x86_64::avx2::AVX2,
+    &scalar::SCALAR,
+];
+
+/// Activation rows that one call of a GEMM kernel takes at the most: what keeps a kernel's accumulators on the stack.
+pub const GEMM_ROWS_MAX: usize = 64;
+
+type Gemm = unsafe fn(tile: &[u8], x: Rows<'_>, out: &mut [f32]);
+
+/// One function per hot operation, for one instruction set. `scalar.rs` has what each means.
+pub struct Kernels {
+    name: &'static str,
+    available: fn() -> bool,
+    gemm_f32: Gemm,
+    gemm_f16: Gemm,
+    gemm_bf16: Gemm,
+    gemm_q8_0: Gemm,
+    gemm_q4_0: Gemm,
+    gemm_q4_1: Gemm,
+    gemm_q5_0: Gemm,
+    gemm_q5_1: Gemm,
+    gemm_q4_k: Gemm,
+    gemm_q5_k: Gemm,
+    gemm_q6_k: Gemm,
+    quantize: unsafe fn(&[f32], QuantizedRowMut<'_>),
+    rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
+    silu_mul: unsafe fn(&mut [f32], &[f32]),
+    rope: unsafe fn(&mut [f32], &[f32], &[f32], bool),
+    softmax_stats: unsafe fn(&[f32]) -> (f32, f32),
+    attend: unsafe fn(&[f32], &[f32], &[f32], f32, &mut SoftmaxState, &mut [f32]),
+    attend_end: unsafe fn(SoftmaxState, &[f32], &mut [f32]),
+    f32_from_f16: unsafe fn(&[u16], &mut [f32]),
+    f16_from_f32: unsafe fn(&[f32], &mut [u16]),
+}
+
+/// The tables that run on this machine, best first.
+pub fn available() -> impl Iterator<Item = &'static Kernels> {
+    ALL.iter().copied().filter(|kernels| (kernels.available)())
+}
+
+/// The table of this name, or the best one.
+pub fn select(name: Option<&str>) -> Result<&'static Kernels> {
+    let Some(name) = name else { return Ok(available().next().unwrap_or(&scalar::SCALAR)) };
+    if let Some(kernels) = available().find(|kernels| kernels.name == name) {
+        return Ok(kernels);
+    }
+    let names: Vec<_> = available().map(|kernels| kernels.name).collect();
+    Err(Error::argument(format!("kernel table `{name}` is not available here; these are: {}", names.join(", "))))
+}
+
+/// The safe face of a table: lengths are checked once here for all instruction sets.
+impl Kernels {
+    /// `{arch}-{isa}` or `scalar`.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// `out[t][r] = Σ_k w[r][k] · x[t][k]` for the 16 rows r of a tile and at most 64 activation rows t.
+    ///
+    /// `format` is a tiled format (`tile::tiled_format`); `tile`: all of one tile; `out`: (rows of x, 16).
+    pub fn gemm(&self, format: Format, tile: &[u8], x: Rows<'_>, out: &mut [f32]) {
+        assert_eq!(tile.len(), tile::tile_bytes(format, x.columns));
+        assert_eq!(x.columns % rows::BLOCK, 0);
+        assert_eq!(x.columns % format.block_len(), 0);
+        let count = x.count();
+        assert!(count <= GEMM_ROWS_MAX && out.len() == count * tile::ROWS);
+        assert!(x.quants.len() == count * x.columns && x.scales.len() == count * x.columns / rows::BLOCK);
+        assert!(x.sums.len() == 2 * x.scales.len() && x.scaled_sums.len() == x.scales.len());
+        let gemm = match format {
+            Format::F32 => self.gemm_f32,
+            Format::F16 => self.gemm_f16,
+            Format::BF16 => self.gemm_bf16,
+            Format::Q8_0 => self.gemm_q8_0,
+            Format::Q4_0 => self.gemm_q4_0,
+            Format::Q4_1 => self.gemm_q4_1,
+            Format::Q5_0 => self.gemm_q5_0,
+            Format::Q5_1 => self.gemm_q5_1,
+            Format::Q4_K => self.gemm_q4_k,
+            Format::Q5_K => self.gemm_q5_k,
+            Format::Q6_K => self.gemm_q6_k,
+            Format::Q2_K | Format::Q3_K => unreachable!("{} has no tiles", format.name()),
+        };
+        // SAFETY: a `Kernels` reaches callers only through `available`, which checked the CPU; lengths checked above.
+        unsafe { gemm(tile, x, out) }
+    }
+
+    /// `lanes::quantize`.
+    pub fn quantize(&self, x: &[f32], out: QuantizedRowMut<'_>) {
+        assert!(x.len() == out.quants.len() && x.len() == out.sums.len() * rows::SUM);
+        assert!(x.len() == out.scales.len() * rows::BLOCK && x.len() == out.scaled_sums.len() * rows::BLOCK);
+        // SAFETY: as in `gemm`.
+        unsafe { (self.quantize)(x, out) }
+    }
+
+    /// `lanes::rms_norm`.
+    pub fn rms_norm(&self, x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+        assert!(x.len() == weight.len() && x.len() == out.len() && x.len() % 16 == 0);
+        // SAFETY: as in `gemm`.
+        unsafe { (self.rms_norm)(x, weight, epsilon, out) }
+    }
+
+    /// `lanes::silu_mul`.
+    pub fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {
+        assert_eq!(gate.len(), up.len());
+        // SAFETY: as in `gemm`.
+        unsafe { (self.silu_mul)(gate, up) }
+    }
+
+    /// `lanes::rope` over the first `2 * cos.len()` values of a head.
+    pub fn rope(&self, head: &mut [f32], cos: &[f32], sin: &[f32], adjacent: bool) {
+        assert!(cos.len() == sin.len() && 2 * cos.len() <= head.len());
+        // SAFETY: as in `gemm`.
+        unsafe { (self.rope)(&mut head[..2 * cos.len()], cos, sin, adjacent) }
+    }
+
+    /// `lanes::softmax_stats`.
+    pub fn softmax_stats(&self, x: &[f32]) -> (f32, f32) {
+        // SAFETY: as in `gemm`.
+        unsafe { (self.softmax_stats)(x) }
+    }
+
+    /// `lanes::attend`.
+    pub fn attend(
+        &self,
+        q: &[f32],
+        k: &[f32],
+        v: &[f32],
+        scale: f32,
+        state: &mut SoftmaxState,
+        accumulator: &mut [f32],
+    ) {
+        assert!(q.len() % 16 == 0 && !q.is_empty() && q.len() == accumulator.len());
+        assert!(k.len() == q.len() * lanes::ATTENTION_TILE && v.len() % q.len() == 0 && v.len() <= k.len());
+        // SAFETY: as in `gemm`.
+        unsafe { (self.attend)(q, k, v, scale, state, accumulator) }
+    }
+
+    /// `lanes::attend_end`.
+    pub fn attend_end(&self, state: SoftmaxState, accumulator: &[f32], out: &mut [f32]) {
+        assert_eq!(accumulator.len(), out.len());
+        // SAFETY: as in `gemm`.
+        unsafe { (self.attend_end)(state, accumulator, out) }
+    }
+
+    /// Converts f16 bits to f32.
+    pub fn f32_from_f16(&self, x: &[u16], out: &mut [f32]) {
+        assert_eq!(x.len(), out.len());
+        // SAFETY: as in `gemm`.
+        unsafe { (self.f32_from_f16)(x, out) }
+    }
+
+    /// Converts f32 to f16 bits, to nearest, half to even.
+    pub fn f16_from_f32(&self, x: &[f32], out: &mut [u16]) {
+        assert_eq!(x.len(), out.len());
+        // SAFETY: as in `gemm`.
+        unsafe { (self.f16_from_f32)(x, out) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::rows::RowsBuffer;
+    use super::*;
+
+    /// What to fill bytes with: random data misses saturation and sign corners.
+    const FILLS: [fn(u64) -> u8; 4] =
+        [|r| (r >> 40) as u8, |_| 0x80, |_| 0x7F, |r| if r & 1 << 40 == 0 { 0x80 } else { 0xFF }];
+
+    fn random(state: &mut u64) -> u64 {
+        *state ^= *state << 13;
+        *state ^= *state >> 7;
+        *state ^= *state << 17;
+        *state
+    }
+
+    /// A tile with codes from `fill` and sane scales, so that sums are finite.
+    fn tile_of(format: Format, columns: usize, fill: fn(u64) -> u8, state: &mut u64) -> Vec<u8> {
+        let blocks = columns / format.block_len();
+        let mut half = || half::f16::from_f32((random(state) >> 40) as f32 / 1e7 - 0.5).to_le_bytes();
+        let rows: Vec<Vec<u8>> = (0..tile::ROWS)
+            .map(|_| {
+                let mut row = Vec::new();
+                for _ in 0..blocks {
+                    let at = row.len();
+                    let mut seed = u64::from_le_bytes([half()[0], 1, 2, 3, 4, 5, half()[1], 7]);
+                    row.extend((0..format.block_bytes()).map(|_| fill(random(&mut seed))));
+                    let scales: &[usize] = match format {
+                        Format::F32 => {
+                            let value = (random(&mut seed) >> 40) as f32 / 1e7;
+                            row[at..].copy_from_slice(&value.to_le_bytes());
+                            &[]
+                        }
+                        Format::BF16 => {
+                            let value = half::bf16::from_f32((random(&mut seed) >> 40) as f32 / 1e7 - 0.8);
+                            row[at..].copy_from_slice(&value.to_le_bytes());
+                            &[]
+                        }
+                        Format::Q6_K => &[208],
+                        Format::Q4_1 | Format::Q5_1 | Format::Q4_K | Format::Q5_K => &[0, 2],
+                        _ => &[0],
+                    };
+                    for &offset in scales {
+                        row[at + offset..][..2].copy_from_slice(&half());
+                    }
+                }
+                row
+            })
+            .collect();
+        let mut out = vec![0; tile::tile_bytes(format, columns)];
+        tile::interleave(format, &rows.iter().map(Vec::as_slice).collect::<Vec<_>>(), &mut out);
+        out
+    }
+
+    fn rows_of(count: usize, columns: usize, extreme: bool, state: &mut u64) -> RowsBuffer {
+        let mut buffer = RowsBuffer::new(count, columns).expect("memory");
+        let shards = buffer.shards(count);
+        for row in 0..count {
+            // SAFETY: each row is taken once.
+            let (values, quantized) = unsafe { shards.row(row) };
+            for value in &mut *values {
+                let r = random(state);
+                *value = if extreme { if r & 1 << 40 == 0 { 3.0 } else { -3.0 } } else { (r >> 40) as f32 / 1e6 - 8.0 };
+            }
+            scalar::SCALAR.quantize(values, quantized);
+        }
+        buffer
+    }
+
+    const TILED: [Format; 11] = [
+        Format::F32,
+        Format::F16,
+        Format::BF16,
+        Format::Q8_0,
+        Format::Q4_0,
+        Format::Q4_1,
+        Format::Q5_0,
+        Format::Q5_1,
+        Format::Q4_K,
+        Format::Q5_K,
+        Format::Q6_K,
+    ];
+
+    /// The definition against plain arithmetic on dequantized weights, in f64.
+    #[test]
+    fn gemm_is_the_product_of_dequantized_weights_and_activations() {
+        let mut state = 1;
+        for format in TILED {
+            let columns = 512;
+            let tile = tile_of(format, columns, FILLS[0], &mut state);
+            let x = rows_of(3, columns, false, &mut state);
+            let mut found = vec![0.0; 3 * tile::ROWS];
+            scalar::SCALAR.gemm(format, &tile, x.rows(3), &mut found);
+            let floats = format.block_len() == 1;
+            for row in 0..tile::ROWS {
+                let mut bytes = vec![0; columns / format.block_len() * format.block_bytes()];
+                let (size, whole) = (format.block_bytes(), format.block_bytes() * tile::ROWS);
+                for (block, blocks) in bytes.chunks_exact_mut(size).zip(tile.chunks_exact(whole)) {
+                    tile::block_of_row(format, blocks, row, block);
+                }
+                let mut weights = vec![0.0; columns];
+                format.dequantize(&bytes, &mut weights);
+                for t in 0..3 {
+                    let r = x.rows(3);
+                    let value = |k: usize| match floats {
+                        true => r.values[t * columns + k] as f64,
+                        false => r.scales[(t * columns + k) / 32] as f64 * r.quants[t * columns + k] as f64,
+                    };
+                    let exact: f64 = (0..columns).map(|k| weights[k] as f64 * value(k)).sum();
+                    let size: f64 = (0..columns).map(|k| (weights[k] as f64 * value(k)).abs()).sum();
+                    let found = found[t * tile::ROWS + row] as f64;
+                    assert!((found - exact).abs() <= 1e-5 * size, "{} row {row}: {found} for {exact}", format.name());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_table_gives_the_bits_of_scalar_for_gemm() {
+        let mut state = 7;
+        for kernels in available() {
+            for format in TILED {
+                for (columns, counts) in [(256, &[1, 2, 3, 4, 5, 7, 8, 64][..]), (768, &[1, 6])] {
+                    for (f, fill) in FILLS.into_iter().enumerate() {
+                        for extreme in [false, true] {
+                            let tile = tile_of(format, columns, fill, &mut state);
+                            for &count in counts {
+                                let x = rows_of(count, columns, extreme, &mut state);
+                                let mut expected = vec![0.0; count * tile::ROWS];
+                                let mut found = vec![1.0; count * tile::ROWS];
+                                scalar::SCALAR.gemm(format, &tile, x.rows(count), &mut expected);
+                                kernels.gemm(format, &tile, x.rows(count), &mut found);
+                                let same = expected.iter().zip(&found).all(|(a, b)| a.to_bits() == b.to_bits());
+                                let name = format.name();
+                                assert!(same, "{} {name} fill {f} {count} rows: {found:?} {expected:?}", kernels.name);
+                                assert!(format == Format::F16 || expected.iter().all(|sum| sum.is_finite()));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_table_gives_the_bits_of_scalar_for_the_rest() {
+        let mut state = 3;
+        let mut values =
+            |n: usize| -> Vec<f32> { (0..n).map(|_| (random(&mut state) >> 40) as f32 / 1e6 - 8.0).collect() };
+        let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        for kernels in available() {
+            for n in [32, 64, 96, 576] {
+                let (x, w) = (values(n), values(n));
+                let run = |kernels: &Kernels| {
+                    let mut out = Vec::new();
+                    let mut y = vec![0.0; n];
+                    kernels.rms_norm(&x, &w, 1e-5, &mut y);
+                    out.extend(bits(&y));
+                    kernels.silu_mul(&mut y, &w);
+                    out.extend(bits(&y));
+                    for adjacent in [false, true] {
+                        kernels.rope(&mut y, &w[..n / 4], &x[..n / 4], adjacent);
+                        out.extend(bits(&y));
+                    }
+                    let (max, sum) = kernels.softmax_stats(&x[..n - 5]);
+                    out.extend([max.to_bits(), sum.to_bits()]);
+                    let mut halves = vec![0; n];
+                    kernels.f16_from_f32(&x, &mut halves);
+                    out.extend(halves.iter().map(|&half| half as u32));
+                    kernels.f32_from_f16(&halves, &mut y);
+                    out.extend(bits(&y));
+                    let mut rows = RowsBuffer::new(1, n).expect("memory");
+                    let shards = rows.shards(1);
+                    // SAFETY: the row is taken once.
+                    let (values, quantized) = unsafe { shards.row(0) };
+                    values.copy_from_slice(&x);
+                    kernels.quantize(values, quantized);
+                    let r = rows.rows(1);
+                    out.extend(r.quants.iter().map(|&q| q as u32));
+                    out.extend(r.sums.iter().map(|&q| q as u32));
+                    out.extend(bits(r.scales));
+                    out.extend(bits(r.scaled_sums));
+                    out
+                };
+                assert_eq!(run(kernels), run(&scalar::SCALAR), "{} {n}", kernels.name);
+            }
+            for (head_dim, positions) in [(16, 1), (64, 31), (128, 32)] {
+                let (q, k, v) = (values(head_dim), values(head_dim * 32), values(head_dim * positions));
+                let run = |kernels: &Kernels| {
+                    let (mut state, mut accumulator) = (SoftmaxState::EMPTY, vec![0.0; head_dim]);
+                    for _ in 0..2 {
+                        kernels.attend(&q, &k, &v, 0.01, &mut state, &mut accumulator);
+                    }
+                    let mut out = vec![0.0; head_dim];
+                    kernels.attend_end(state, &accumulator, &mut out);
+                    bits(&out)
+                };
+                assert_eq!(run(kernels), run(&scalar::SCALAR), "{} {head_dim} {positions}", kernels.name);
+            }
+        }
+    }
+}

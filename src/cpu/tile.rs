@@ -1,0 +1,125 @@
+//! Tiles: how weights lie in memory for the CPU kernels.
+//!
+//! A tile holds 16 rows of a matrix. For each block position along the columns it holds the 16 rows' blocks, field by
+//! field, cut into units and interleaved: unit 0 of rows 0 to 15, then unit 1 of rows 0 to 15, and so on. With units of
+//! 4 bytes a 32-bit vector lane is a row, so that one integer dot-product instruction with a broadcast activation
+//! advances as many rows as the vector has lanes, scales of many rows are converted at once, and no dot product ends in
+//! a horizontal sum. The bytes are the file's own, as many as in the file, in another order.
+
+use crate::quant::Format;
+
+/// Rows of a tile.
+pub const ROWS: usize = 16;
+
+/// A field of a block: `bytes` bytes at `offset`, interleaved in units of `unit` bytes.
+pub struct Field {
+    pub offset: usize,
+    pub bytes: usize,
+    pub unit: usize,
+}
+
+const fn field(offset: usize, bytes: usize, unit: usize) -> Field {
+    Field { offset, bytes, unit }
+}
+
+/// How the blocks of a format are cut. None for formats that are stored as another one in tiles.
+pub fn fields(format: Format) -> Option<&'static [Field]> {
+    Some(match format {
+        Format::F32 => const { &[field(0, 4, 4)] },
+        Format::F16 | Format::BF16 => const { &[field(0, 2, 2)] },
+        Format::Q8_0 => const { &[field(0, 2, 2), field(2, 32, 4)] },
+        Format::Q4_0 => const { &[field(0, 2, 2), field(2, 16, 4)] },
+        Format::Q4_1 => const { &[field(0, 2, 2), field(2, 2, 2), field(4, 16, 4)] },
+        Format::Q5_0 => const { &[field(0, 2, 2), field(2, 4, 4), field(6, 16, 4)] },
+        Format::Q5_1 => const { &[field(0, 2, 2), field(2, 2, 2), field(4, 4, 4), field(8, 16, 4)] },
+        Format::Q4_K => const { &[field(0, 2, 2), field(2, 2, 2), field(4, 12, 4), field(16, 128, 4)] },
+        Format::Q5_K => const { &[field(0, 2, 2), field(2, 2, 2), field(4, 12, 4), field(16, 160, 4)] },
+        Format::Q6_K => const { &[field(0, 192, 4), field(192, 16, 2), field(208, 2, 2)] },
+        Format::Q2_K | Format::Q3_K => return None,
+    })
+}
+
+/// The format that tiles hold a file's format in: the same values, exactly.
+pub fn tiled_format(format: Format) -> Format {
+    match format {
+        // Q3_K is Q6_K with fewer bits: the same scales, codes that fit.
+        Format::Q3_K => Format::Q6_K,
+        Format::Q2_K => Format::F32,
+        other => other,
+    }
+}
+
+/// Bytes of a tile of this format with so many columns.
+pub fn tile_bytes(format: Format, columns: usize) -> usize {
+    columns / format.block_len() * format.block_bytes() * ROWS
+}
+
+/// Writes one tile from up to 16 rows of blocks, each `columns` long; missing rows become zeros.
+pub fn interleave(format: Format, rows: &[&[u8]], tile: &mut [u8]) {
+    let fields = fields(format).unwrap_or_default();
+    let block_bytes = format.block_bytes();
+    if rows.len() < ROWS {
+        tile.fill(0);
+    }
+    for (block_index, block) in tile.chunks_exact_mut(block_bytes * ROWS).enumerate() {
+        for field in fields {
+            let place = &mut block[field.offset * ROWS..][..field.bytes * ROWS];
+            for (r, row) in rows.iter().enumerate() {
+                let source = &row[block_index * block_bytes + field.offset..][..field.bytes];
+                match field.unit {
+                    // Constant sizes, so that each copy is one move.
+                    2 => copy_units::<2>(source, place, r),
+                    _ => copy_units::<4>(source, place, r),
+                }
+            }
+        }
+    }
+}
+
+fn copy_units<const UNIT: usize>(source: &[u8], place: &mut [u8], row: usize) {
+    for (unit, slot) in
+        source.as_chunks::<UNIT>().0.iter().zip(place.as_chunks_mut::<UNIT>().0[row..].iter_mut().step_by(ROWS))
+    {
+        *slot = *unit;
+    }
+}
+
+/// Reads back the block of row `row` from the 16 interleaved blocks of one block position.
+pub fn block_of_row(format: Format, blocks: &[u8], row: usize, out: &mut [u8]) {
+    for field in fields(format).unwrap_or_default() {
+        let place = &blocks[field.offset * ROWS..][..field.bytes * ROWS];
+        for (i, unit) in out[field.offset..][..field.bytes].chunks_exact_mut(field.unit).enumerate() {
+            unit.copy_from_slice(&place[(i * ROWS + row) * field.unit..][..field.unit]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_of_a_block_comes_back_from_a_tile() {
+        for &format in Format::ALL.iter().filter(|&&format| fields(format).is_some()) {
+            let columns = format.block_len() * 3;
+            let row_bytes = format.block_bytes() * 3;
+            let bytes: Vec<u8> = (0..row_bytes * ROWS).map(|i| (i * 2_654_435_761 >> 7) as u8).collect();
+            for count in [1, 7, ROWS] {
+                let rows: Vec<&[u8]> = bytes.chunks_exact(row_bytes).take(count).collect();
+                let mut tile = vec![0xAA; tile_bytes(format, columns)];
+                interleave(format, &rows, &mut tile);
+                for row in 0..ROWS {
+                    for (b, blocks) in tile.chunks_exact(format.block_bytes() * ROWS).enumerate() {
+                        let mut found = vec![0x55; format.block_bytes()];
+                        block_of_row(format, blocks, row, &mut found);
+                        let zeros = vec![0; format.block_bytes()];
+                        let expected = rows
+                            .get(row)
+                            .map_or(&zeros[..], |row| &row[b * format.block_bytes()..][..format.block_bytes()]);
+                        assert_eq!(found, expected, "{} row {row} of {count}", format.name());
+                    }
+                }
+            }
+        }
+    }
+}

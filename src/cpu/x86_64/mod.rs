@@ -1,0 +1,3 @@
+//! x86-64 kernel tables.
+
+pub mod avx2;
