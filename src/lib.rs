@@ -10,15 +10,26 @@
 //! | [`file`] | GGUF: parsing, limits, memory mapping |
 //! | [`tokenizer`] | text to tokens and back, chat templates |
 //! | [`cpu`] | kernels, one table per instruction set, and the thread pool |
+//! | [`backend`] | the five stages of a layer, carried out by a machine |
+//! | [`model`] | configuration, architectures, weights, the forward pass |
+//! | [`sampler`] | logits to a token |
+//! | [`session`] | one sequence being generated |
 
 #[cfg(not(panic = "unwind"))]
 compile_error!("libedgellm catches panics at its C boundary: build it with panic = \"unwind\"");
 
+pub mod backend;
 pub mod cpu;
 pub mod error;
 pub mod file;
+pub mod model;
 pub mod quant;
+pub mod sampler;
+pub mod session;
 pub mod tensor;
 pub mod tokenizer;
 
 pub use error::{Error, Result};
+pub use model::{LoadOptions, Model, Source};
+pub use sampler::Sampling;
+pub use session::{Event, EventKind, Finish, Session, SessionOptions};

@@ -1,0 +1,175 @@
+//! The CPU backend: weights in tiles, stages as parallel regions over the thread pool.
+
+mod matrix;
+mod sequence;
+
+use super::{Backend, LayerWeights, Linear, Sequence, Shape, Weights};
+use crate::cpu::Kernels;
+use crate::cpu::threads::ThreadPool;
+use crate::file::{ModelFile, Tensor};
+use crate::tensor::Buffer;
+use crate::{Error, Result};
+use matrix::Matrix;
+use std::sync::Arc;
+
+/// How the weights are held.
+pub struct Options {
+    pub kernels: &'static Kernels,
+    pub pool: ThreadPool,
+    /// All weights as f32, all activations in f32.
+    pub exact: bool,
+    /// The file stays mapped: rows of an untied embedding are read from it when needed. Else they are copied.
+    pub keep_file: bool,
+}
+
+/// See the module.
+pub struct CpuBackend {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shape: Shape,
+    kernels: &'static Kernels,
+    pool: ThreadPool,
+    embedding: Embedding,
+    layers: Vec<Layer>,
+    output_norm: Vec<f32>,
+    head: Matrix,
+}
+
+/// Where the rows of token ids come from.
+enum Embedding {
+    /// The head's rows.
+    Tied,
+    /// The file's tensor of this name.
+    File(Arc<ModelFile>, String),
+    /// The file's bytes, copied.
+    Copied(Buffer<u8>, crate::quant::Format),
+}
+
+struct Layer {
+    attn_norm: Vec<f32>,
+    q: Matrix,
+    k: Matrix,
+    v: Matrix,
+    q_norm: Option<Vec<f32>>,
+    k_norm: Option<Vec<f32>>,
+    attn_output: Matrix,
+    ffn_norm: Vec<f32>,
+    gate: Matrix,
+    up: Matrix,
+    down: Matrix,
+}
+
+impl CpuBackend {
+    /// Repacks the weights, matrix by matrix; `progress` is told the bytes done after each and may stop it with false.
+    pub fn new(
+        shape: Shape,
+        weights: Weights<'_>,
+        file: &Arc<ModelFile>,
+        options: Options,
+        progress: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<Self> {
+        check_shape(&shape)?;
+        let Options { kernels, pool, exact, keep_file } = options;
+        let mut done = 0;
+        let mut repack = |linear: Linear<'_>| {
+            let matrix = Matrix::repack(&linear, exact, &pool)?;
+            file.release(&linear.weight);
+            done += linear.weight.bytes.len();
+            if progress(done) { Ok(matrix) } else { Err(Error::Cancelled) }
+        };
+        let mut layers = Vec::with_capacity(shape.layers);
+        for layer in weights.layers {
+            layers.push(Layer::repack(layer, &mut repack)?);
+        }
+        let (embedding, head) = match weights.head {
+            None => (Embedding::Tied, weights.embedding),
+            Some(head) if keep_file => (Embedding::File(file.clone(), weights.embedding.name.to_owned()), head),
+            Some(head) => (copied(&weights.embedding)?, head),
+        };
+        let head = repack(Linear { weight: head, bias: None })?;
+        let output_norm = weights.output_norm;
+        Ok(CpuBackend { inner: Arc::new(Inner { shape, kernels, pool, embedding, layers, output_norm, head }) })
+    }
+}
+
+fn copied(tensor: &Tensor<'_>) -> Result<Embedding> {
+    let mut bytes = Buffer::zeroed("the embedding", tensor.bytes.len())?;
+    bytes.copy_from_slice(tensor.bytes);
+    Ok(Embedding::Copied(bytes, tensor.format))
+}
+
+impl Layer {
+    fn repack(weights: LayerWeights<'_>, repack: &mut dyn FnMut(Linear<'_>) -> Result<Matrix>) -> Result<Self> {
+        Ok(Layer {
+            attn_norm: weights.attn_norm,
+            q: repack(weights.q)?,
+            k: repack(weights.k)?,
+            v: repack(weights.v)?,
+            q_norm: weights.q_norm,
+            k_norm: weights.k_norm,
+            attn_output: repack(weights.attn_output)?,
+            ffn_norm: weights.ffn_norm,
+            gate: repack(weights.gate)?,
+            up: repack(weights.up)?,
+            down: repack(weights.down)?,
+        })
+    }
+
+    fn matrices(&self) -> [&Matrix; 7] {
+        [&self.q, &self.k, &self.v, &self.attn_output, &self.gate, &self.up, &self.down]
+    }
+}
+
+/// Widths that the kernels can take.
+fn check_shape(shape: &Shape) -> Result<()> {
+    let attention = shape.query_heads * shape.head_dim;
+    for (what, value, multiple) in [
+        ("hidden size", shape.hidden, 32),
+        ("intermediate size", shape.intermediate, 32),
+        ("width of attention (heads * head size)", attention, 32),
+        ("head size", shape.head_dim, 16),
+    ] {
+        if value % multiple != 0 {
+            return Err(Error::Unsupported(format!("{what} {value} is not a multiple of {multiple}")));
+        }
+    }
+    for (what, value, max) in [
+        ("query heads per kv head", shape.query_heads / shape.kv_heads, sequence::GROUP_MAX),
+        ("head size", shape.head_dim, sequence::HEAD_DIM_MAX),
+    ] {
+        if value > max {
+            return Err(Error::Unsupported(format!("{what}: {value}, at most {max}")));
+        }
+    }
+    Ok(())
+}
+
+impl Backend for CpuBackend {
+    fn name(&self) -> &'static str {
+        self.inner.kernels.name()
+    }
+
+    fn threads(&self) -> usize {
+        self.inner.pool.threads()
+    }
+
+    fn run_on_threads(&self, job: &(dyn Fn(usize) + Sync)) -> Result<()> {
+        self.inner.pool.run(job)
+    }
+
+    fn weights_bytes(&self) -> usize {
+        let copied = if let Embedding::Copied(bytes, _) = &self.inner.embedding { bytes.bytes() } else { 0 };
+        self.weights_bytes_per_token() + copied
+    }
+
+    fn weights_bytes_per_token(&self) -> usize {
+        let layers = self.inner.layers.iter().flat_map(Layer::matrices).map(Matrix::bytes).sum::<usize>();
+        layers + self.inner.head.bytes()
+    }
+
+    fn new_sequence(&self, context_len: usize, batch: usize) -> Result<Box<dyn Sequence>> {
+        Ok(Box::new(sequence::CpuSequence::new(self.inner.clone(), context_len, batch)?))
+    }
+}

@@ -1,0 +1,422 @@
+//! The stages on the CPU: each is one or two parallel regions, split by outputs (tiles of 16), heads or tokens, never
+//! along a sum.
+
+use super::matrix::{Disjoint, Matrix, TileSums, check_tokens, tiled_width};
+use super::{Embedding, Inner, Layer};
+use crate::backend::Sequence;
+use crate::cpu::lanes::{ATTENTION_TILE, SoftmaxState};
+use crate::cpu::rows::{Rows, RowsBuffer};
+use crate::cpu::{GEMM_ROWS_MAX, tile};
+use crate::tensor::Buffer;
+use crate::{Error, Result};
+use std::sync::Arc;
+
+/// Query tokens that one attention task takes together: they share the conversion of keys and values to f32.
+const ATTENTION_TOKENS: usize = 16;
+
+/// See [`Sequence`].
+pub struct CpuSequence {
+    inner: Arc<Inner>,
+    /// The context length in whole tiles of attention.
+    positions_max: usize,
+    batch: usize,
+    /// The pass: how many tokens, and the position of the first.
+    tokens: usize,
+    position: usize,
+    keys: Buffer<u16>,          // (layers, kv_heads, positions_max / 32, head_dim, 32), f16
+    values: Buffer<u16>,        // (layers, kv_heads, positions_max, head_dim), f16
+    residual: Buffer<f32>,      // (batch, hidden)
+    normed: RowsBuffer,         // (batch, hidden): what attn_in, ffn_in and head project
+    q: Buffer<f32>,             // (batch, query_heads * head_dim)
+    k: Buffer<f32>,             // (batch, kv_heads * head_dim, in whole tiles)
+    v: Buffer<f32>,             // (batch, kv_heads * head_dim, in whole tiles)
+    attended: RowsBuffer,       // (batch, query_heads * head_dim)
+    activated: RowsBuffer,      // (batch, intermediate)
+    cos: Buffer<f32>,           // (batch, rotated / 2)
+    sin: Buffer<f32>,           // (batch, rotated / 2)
+    logits: Buffer<f32>,        // (vocab_len, in whole tiles)
+    attention_f32: Buffer<f32>, // (threads, attention_scratch())
+}
+
+impl CpuSequence {
+    pub fn new(inner: Arc<Inner>, context_len: usize, batch: usize) -> Result<Self> {
+        let shape = &inner.shape;
+        let attention = shape.query_heads * shape.head_dim;
+        let kv_width = tiled_width(shape.kv_heads * shape.head_dim);
+        let too_large = || Error::NoMemory { what: "the KV cache", bytes: usize::MAX };
+        let cache = shape.layers * shape.kv_heads * shape.head_dim;
+        let positions_max = context_len.next_multiple_of(ATTENTION_TILE);
+        let cache = cache.checked_mul(positions_max).ok_or_else(too_large)?;
+        let scratch = "activations";
+        Ok(CpuSequence {
+            positions_max,
+            batch,
+            tokens: 0,
+            position: 0,
+            keys: Buffer::zeroed("the KV cache", cache)?,
+            values: Buffer::zeroed("the KV cache", cache)?,
+            residual: Buffer::zeroed(scratch, batch * shape.hidden)?,
+            normed: RowsBuffer::new(batch, shape.hidden)?,
+            q: Buffer::zeroed(scratch, batch * attention)?,
+            k: Buffer::zeroed(scratch, batch * kv_width)?,
+            v: Buffer::zeroed(scratch, batch * kv_width)?,
+            attended: RowsBuffer::new(batch, attention)?,
+            activated: RowsBuffer::new(batch, shape.intermediate)?,
+            cos: Buffer::zeroed(scratch, batch * shape.rope_frequencies.len())?,
+            sin: Buffer::zeroed(scratch, batch * shape.rope_frequencies.len())?,
+            logits: Buffer::zeroed("logits", tiled_width(shape.vocab_len))?,
+            attention_f32: Buffer::zeroed(scratch, inner.pool.threads() * attention_scratch(&inner))?,
+            inner,
+        })
+    }
+
+    /// RMSNorm of the residual stream's rows `from..tokens` into `normed`, row 0 on, quantized.
+    fn norm(&mut self, from: usize, weight: impl Fn(&Inner) -> &[f32]) -> Result<()> {
+        let (inner, hidden) = (&*self.inner, self.inner.shape.hidden);
+        let weight = weight(inner);
+        let residual = &self.residual[from * hidden..self.tokens * hidden];
+        each_row(inner, &mut self.normed, self.tokens - from, |t, values| {
+            inner.kernels.rms_norm(&residual[t * hidden..][..hidden], weight, inner.shape.norm_epsilon, values);
+        })
+    }
+}
+
+/// Floats that a thread needs in `attention`: a tile of keys, one of values, and accumulators.
+fn attention_scratch(inner: &Inner) -> usize {
+    let shape = &inner.shape;
+    let queries = ATTENTION_TOKENS * (shape.query_heads / shape.kv_heads);
+    shape.head_dim * (2 * ATTENTION_TILE + queries)
+}
+
+/// Writes `rows` rows by `write(row, values)` and quantizes them, in parallel when there are several.
+fn each_row(
+    inner: &Inner,
+    rows: &mut RowsBuffer,
+    count: usize,
+    write: impl Fn(usize, &mut [f32]) + Sync,
+) -> Result<()> {
+    let shards = rows.shards(count);
+    inner.pool.each(count, if count < 4 { count } else { 1 }, |_, range| {
+        for t in range {
+            // SAFETY: each row is taken by one job.
+            let (values, quantized) = unsafe { shards.row(t) };
+            write(t, values);
+            inner.kernels.quantize(values, quantized);
+        }
+    })
+}
+
+/// Multiplies activation rows with matrices side by side: `sink(matrix index, first output, activation row, 16 sums)`.
+fn project(
+    inner: &Inner,
+    matrices: &[&Matrix],
+    x: Rows<'_>,
+    sink: impl Fn(usize, usize, usize, &[f32; tile::ROWS]) + Sync,
+) -> Result<()> {
+    let total = matrices.iter().map(|matrix| matrix.tiles()).sum();
+    inner.pool.each(total, inner.pool.grain(total), |_, range| {
+        let mut sums: TileSums = [0.0; GEMM_ROWS_MAX * tile::ROWS];
+        for from in (0..x.count()).step_by(GEMM_ROWS_MAX) {
+            let x = x.slice(from, x.count().min(from + GEMM_ROWS_MAX));
+            for tile in range.clone() {
+                let (mut m, mut index) = (0, tile);
+                while index >= matrices[m].tiles() {
+                    index -= matrices[m].tiles();
+                    m += 1;
+                }
+                let sums = matrices[m].product(inner.kernels, index, x, &mut sums);
+                for (t, sums) in sums.iter().enumerate() {
+                    sink(m, index * tile::ROWS, from + t, sums);
+                }
+            }
+        }
+    })
+}
+
+/// Adds a projection to the residual stream.
+fn project_to_residual(inner: &Inner, matrix: &Matrix, x: Rows<'_>, residual: &mut [f32]) -> Result<()> {
+    let hidden = inner.shape.hidden;
+    let residual = Disjoint::new(residual);
+    project(inner, &[matrix], x, |_, row, t, sums| {
+        // SAFETY: each tile of each row is taken by one job. The hidden size is a multiple of 16, so a tile is whole.
+        let place = unsafe { residual.range(t * hidden + row..t * hidden + row + tile::ROWS) };
+        for (place, sum) in place.iter_mut().zip(sums) {
+            *place += sum;
+        }
+    })
+}
+
+impl Sequence for CpuSequence {
+    fn embed(&mut self, tokens: &[u32], position: usize) -> Result<()> {
+        let inner = &*self.inner;
+        let shape = &inner.shape;
+        check_tokens(tokens, shape.vocab_len)?;
+        assert!(tokens.len() <= self.batch && position + tokens.len() <= self.positions_max);
+        (self.tokens, self.position) = (tokens.len(), position);
+        for (token, out) in tokens.iter().zip(self.residual.chunks_exact_mut(shape.hidden)) {
+            embedding_row(inner, *token as usize, out)?;
+        }
+        let pairs = shape.rope_frequencies.len();
+        let rows = self.cos.chunks_exact_mut(pairs.max(1)).zip(self.sin.chunks_exact_mut(pairs.max(1)));
+        for (t, (cos, sin)) in rows.take(tokens.len()).enumerate() {
+            for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(&shape.rope_frequencies) {
+                // libm's, in f64: the same on every machine.
+                let (s, c) = libm::sincos((position + t) as f64 * frequency);
+                (*cos, *sin) = (c as f32, s as f32);
+            }
+        }
+        Ok(())
+    }
+
+    fn attn_in(&mut self, layer: usize) -> Result<()> {
+        self.norm(0, |inner| &inner.layers[layer].attn_norm)?;
+        let inner = &*self.inner;
+        let Layer { q, k, v, .. } = &inner.layers[layer];
+        let widths = [inner.shape.query_heads * inner.shape.head_dim, tiled_width(k.rows()), tiled_width(v.rows())];
+        let outs = [Disjoint::new(&mut self.q), Disjoint::new(&mut self.k), Disjoint::new(&mut self.v)];
+        project(inner, &[q, k, v], self.normed.rows(self.tokens), |m, row, t, sums| {
+            let at = t * widths[m] + row;
+            // SAFETY: each tile of each row is taken by one job.
+            unsafe { outs[m].range(at..at + tile::ROWS) }.copy_from_slice(sums);
+        })?;
+        self.rotate_and_append(layer)
+    }
+
+    fn attention(&mut self, layer: usize) -> Result<()> {
+        let inner = &*self.inner;
+        let shape = &inner.shape;
+        let (tokens, head_dim) = (self.tokens, shape.head_dim);
+        let group = shape.query_heads / shape.kv_heads;
+        let blocks = tokens.div_ceil(ATTENTION_TOKENS);
+        // A task takes all query heads of a kv head, or one where that leaves threads without work.
+        let heads = if blocks * shape.kv_heads >= inner.pool.threads() { group } else { 1 };
+        let tasks = blocks * (shape.query_heads / heads);
+        let cache = layer * shape.kv_heads * self.positions_max * head_dim;
+        let q = &*self.q;
+        let (all_keys, all_values) = (&self.keys[cache..], &self.values[cache..]);
+        let (position, positions_max) = (self.position, self.positions_max);
+        let scratch_len = attention_scratch(inner);
+        let scratch = Disjoint::new(&mut self.attention_f32);
+        let out = Disjoint::new(&mut self.attended.values);
+        let width = shape.query_heads * head_dim;
+        inner.pool.each(tasks, 1, |thread, range| {
+            // SAFETY: each thread has its own scratch.
+            let scratch = unsafe { scratch.range(thread * scratch_len..(thread + 1) * scratch_len) };
+            for task in range {
+                // The last blocks see the most positions: they go first.
+                let (block, first_head) = (blocks - 1 - task % blocks, task / blocks * heads);
+                let first = block * ATTENTION_TOKENS;
+                let count = (tokens - first).min(ATTENTION_TOKENS);
+                let kv = first_head / group * positions_max * head_dim;
+                let task = AttentionTask {
+                    keys: &all_keys[kv..][..positions_max * head_dim],
+                    values: &all_values[kv..][..positions_max * head_dim],
+                    position: position + first,
+                    count,
+                    heads,
+                    head_dim,
+                };
+                let query = |t: usize, h: usize| (first + t) * width + (first_head + h) * head_dim;
+                task.run(
+                    inner,
+                    scratch,
+                    |t, h| &q[query(t, h)..][..head_dim],
+                    |t, h| {
+                        // SAFETY: each head of each row is taken by one job.
+                        unsafe { out.range(query(t, h)..query(t, h) + head_dim) }
+                    },
+                );
+            }
+        })?;
+        each_row(inner, &mut self.attended, tokens, |_, _| ())
+    }
+
+    fn attn_out(&mut self, layer: usize) -> Result<()> {
+        let matrix = &self.inner.layers[layer].attn_output;
+        project_to_residual(&self.inner, matrix, self.attended.rows(self.tokens), &mut self.residual)
+    }
+
+    fn ffn_in(&mut self, layer: usize) -> Result<()> {
+        self.norm(0, |inner| &inner.layers[layer].ffn_norm)?;
+        let inner = &*self.inner;
+        let Layer { gate, up, .. } = &inner.layers[layer];
+        let (width, kernels) = (inner.shape.intermediate, inner.kernels);
+        let x = self.normed.rows(self.tokens);
+        let out = Disjoint::new(&mut self.activated.values);
+        inner.pool.each(gate.tiles(), inner.pool.grain(gate.tiles()), |_, range| {
+            let mut gates: TileSums = [0.0; GEMM_ROWS_MAX * tile::ROWS];
+            let mut ups: TileSums = [0.0; GEMM_ROWS_MAX * tile::ROWS];
+            for from in (0..x.count()).step_by(GEMM_ROWS_MAX) {
+                let x = x.slice(from, x.count().min(from + GEMM_ROWS_MAX));
+                for index in range.clone() {
+                    let gates = gate.product(kernels, index, x, &mut gates);
+                    let ups = up.product(kernels, index, x, &mut ups);
+                    kernels.silu_mul(gates.as_flattened_mut(), ups.as_flattened());
+                    for (t, activated) in gates.iter().enumerate() {
+                        let at = (from + t) * width + index * tile::ROWS;
+                        // SAFETY: each tile of each row is taken by one job.
+                        unsafe { out.range(at..at + tile::ROWS) }.copy_from_slice(activated);
+                    }
+                }
+            }
+        })?;
+        each_row(inner, &mut self.activated, self.tokens, |_, _| ())
+    }
+
+    fn ffn_out(&mut self, layer: usize) -> Result<()> {
+        let matrix = &self.inner.layers[layer].down;
+        project_to_residual(&self.inner, matrix, self.activated.rows(self.tokens), &mut self.residual)
+    }
+
+    fn head(&mut self) -> Result<()> {
+        self.norm(self.tokens - 1, |inner| &inner.output_norm)?;
+        let logits = Disjoint::new(&mut self.logits);
+        project(&self.inner, &[&self.inner.head], self.normed.rows(1), |_, row, _, sums| {
+            // SAFETY: each tile is taken by one job.
+            unsafe { logits.range(row..row + tile::ROWS) }.copy_from_slice(sums);
+        })
+    }
+
+    fn logits(&self) -> &[f32] {
+        &self.logits[..self.inner.shape.vocab_len]
+    }
+
+    fn log_sum_exp(&self) -> f32 {
+        let (max, sum) = self.inner.kernels.softmax_stats(self.logits());
+        max + libm::logf(sum)
+    }
+
+    fn kv_bytes(&self) -> usize {
+        self.keys.bytes() + self.values.bytes()
+    }
+}
+
+impl CpuSequence {
+    /// q/k norm and RoPE on every head of the pass; keys and values go to the cache as f16.
+    fn rotate_and_append(&mut self, layer: usize) -> Result<()> {
+        let inner = &*self.inner;
+        let (shape, kernels, weights) = (&inner.shape, inner.kernels, &inner.layers[layer]);
+        let (head_dim, pairs) = (shape.head_dim, shape.rope_frequencies.len());
+        let q_width = shape.query_heads * head_dim;
+        let kv_width = tiled_width(shape.kv_heads * head_dim);
+        let (cos, sin, v) = (&*self.cos, &*self.sin, &*self.v);
+        let (position, positions_max) = (self.position, self.positions_max);
+        let q = Disjoint::new(&mut self.q);
+        let k = Disjoint::new(&mut self.k);
+        let keys = Disjoint::new(&mut self.keys);
+        let values = Disjoint::new(&mut self.values);
+        let tokens = self.tokens;
+        inner.pool.each(tokens, if tokens < 4 { tokens } else { 1 }, |_, range| {
+            for t in range {
+                let (cos, sin) = (&cos[t * pairs..][..pairs], &sin[t * pairs..][..pairs]);
+                let rotate = |head: &mut [f32], norm: &Option<Vec<f32>>| {
+                    if let Some(norm) = norm {
+                        rms_norm_in_place(inner, head, norm);
+                    }
+                    kernels.rope(head, cos, sin, shape.rope_adjacent);
+                };
+                // SAFETY: each token is taken by one job, and so are its rows and its places in the cache.
+                let (q, k) =
+                    unsafe { (q.range(t * q_width..(t + 1) * q_width), k.range(t * kv_width..(t + 1) * kv_width)) };
+                for head in q.chunks_exact_mut(head_dim) {
+                    rotate(head, &weights.q_norm);
+                }
+                let v = v[t * kv_width..][..kv_width].chunks_exact(head_dim);
+                let heads = k.chunks_exact_mut(head_dim).zip(v).take(shape.kv_heads);
+                for (h, (k, v)) in heads.enumerate() {
+                    rotate(k, &weights.k_norm);
+                    let at = ((layer * shape.kv_heads + h) * positions_max + position + t) * head_dim;
+                    // SAFETY: as above.
+                    kernels.f16_from_f32(v, unsafe { values.range(at..at + head_dim) });
+                    let mut key = [0; HEAD_DIM_MAX];
+                    kernels.f16_from_f32(k, &mut key[..head_dim]);
+                    let lane = (position + t) % ATTENTION_TILE;
+                    let tile = at - lane * head_dim;
+                    for (d, key) in key[..head_dim].iter().enumerate() {
+                        let at = tile + d * ATTENTION_TILE + lane;
+                        // SAFETY: as above: this lane of the tile is the token's.
+                        unsafe { keys.range(at..at + 1).fill(*key) };
+                    }
+                }
+            }
+        })
+    }
+}
+
+fn rms_norm_in_place(inner: &Inner, head: &mut [f32], weight: &[f32]) {
+    let mut out = [0.0; HEAD_DIM_MAX];
+    let out = &mut out[..head.len()];
+    inner.kernels.rms_norm(head, weight, inner.shape.norm_epsilon, out);
+    head.copy_from_slice(out);
+}
+
+/// The longest head (Llama's and Qwen3's are 128).
+pub const HEAD_DIM_MAX: usize = 512;
+
+fn embedding_row(inner: &Inner, token: usize, out: &mut [f32]) -> Result<()> {
+    let (bytes, format) = match &inner.embedding {
+        Embedding::Tied => {
+            inner.head.row(token, out);
+            return Ok(());
+        }
+        Embedding::Copied(bytes, format) => (&**bytes, *format),
+        Embedding::File(file, name) => {
+            let tensor = file.tensor(name).ok_or(Error::Internal("the embedding has left the file".into()))?;
+            (tensor.bytes, tensor.format)
+        }
+    };
+    let row_bytes = out.len() / format.block_len() * format.block_bytes();
+    format.dequantize(&bytes[token * row_bytes..][..row_bytes], out);
+    Ok(())
+}
+
+/// Some query heads of one kv head for some tokens.
+struct AttentionTask<'a> {
+    keys: &'a [u16],   // (positions_max / 32, head_dim, 32)
+    values: &'a [u16], // (positions_max, head_dim)
+    position: usize,   // of the first token
+    count: usize,      // of tokens
+    heads: usize,
+    head_dim: usize,
+}
+
+impl AttentionTask<'_> {
+    /// Goes over the positions in tiles; each query's tiles and sums are the same whatever the task's size.
+    fn run<'q, 'o>(
+        &self,
+        inner: &Inner,
+        scratch: &mut [f32],
+        query: impl Fn(usize, usize) -> &'q [f32],
+        out: impl Fn(usize, usize) -> &'o mut [f32],
+    ) {
+        let &AttentionTask { position, count, heads, head_dim, .. } = self;
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let (keys, scratch) = scratch.split_at_mut(ATTENTION_TILE * head_dim);
+        let (values, accumulators) = scratch.split_at_mut(ATTENTION_TILE * head_dim);
+        let accumulators = &mut accumulators[..count * heads * head_dim];
+        accumulators.fill(0.0);
+        let mut states = [[SoftmaxState::EMPTY; GROUP_MAX]; ATTENTION_TOKENS];
+        for from in (0..position + count).step_by(ATTENTION_TILE) {
+            let len = (position + count - from).min(ATTENTION_TILE);
+            let range = from * head_dim..(from + len) * head_dim;
+            inner.kernels.f32_from_f16(&self.keys[from * head_dim..][..keys.len()], keys);
+            inner.kernels.f32_from_f16(&self.values[range], &mut values[..len * head_dim]);
+            for t in (from.saturating_sub(position))..count {
+                let seen = (position + t + 1 - from).min(len) * head_dim;
+                for h in 0..heads {
+                    let accumulator = &mut accumulators[(t * heads + h) * head_dim..][..head_dim];
+                    inner.kernels.attend(query(t, h), keys, &values[..seen], scale, &mut states[t][h], accumulator);
+                }
+            }
+        }
+        for t in 0..count {
+            for h in 0..heads {
+                let accumulator = &accumulators[(t * heads + h) * head_dim..][..head_dim];
+                inner.kernels.attend_end(states[t][h], accumulator, out(t, h));
+            }
+        }
+    }
+}
+
+/// Query heads that may share a kv head.
+pub const GROUP_MAX: usize = 64;

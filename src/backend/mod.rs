@@ -1,0 +1,107 @@
+//! The seam between model and machine: a layer is five stages, and a backend carries them out.
+//!
+//! A backend holds a model's weights in the layout its machine likes; a [`Sequence`] is one session's side of it: the
+//! KV cache, the scratch memory and the stages. The forward pass (`model::forward`) calls the stages in order, and may
+//! stop between any two.
+
+pub mod cpu;
+
+use crate::Result;
+use crate::file::Tensor;
+
+/// The shape of a model: what a backend must know beside the weights.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    pub layers: usize,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Width of the feed-forward.
+    pub intermediate: usize,
+    pub query_heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub vocab_len: usize,
+    /// Added to the mean square in RMSNorm.
+    pub norm_epsilon: f32,
+    /// Pairs of a head to rotate are adjacent (GGUF `llama`) or half a head apart.
+    pub rope_adjacent: bool,
+    /// Radians per position of each rotated pair: (rotated values / 2).
+    pub rope_frequencies: Vec<f64>,
+}
+
+/// A projection: weights (rows = outputs, columns = inputs) and perhaps a bias (outputs).
+pub struct Linear<'a> {
+    pub weight: Tensor<'a>,
+    pub bias: Option<Vec<f32>>,
+}
+
+/// One layer's weights, checked against the shape.
+pub struct LayerWeights<'a> {
+    pub attn_norm: Vec<f32>,      // (hidden)
+    pub q: Linear<'a>,            // (query_heads * head_dim, hidden)
+    pub k: Linear<'a>,            // (kv_heads * head_dim, hidden)
+    pub v: Linear<'a>,            // (kv_heads * head_dim, hidden)
+    pub q_norm: Option<Vec<f32>>, // (head_dim)
+    pub k_norm: Option<Vec<f32>>, // (head_dim)
+    pub attn_output: Linear<'a>,  // (hidden, query_heads * head_dim)
+    pub ffn_norm: Vec<f32>,       // (hidden)
+    pub gate: Linear<'a>,         // (intermediate, hidden)
+    pub up: Linear<'a>,           // (intermediate, hidden)
+    pub down: Linear<'a>,         // (hidden, intermediate)
+}
+
+/// A model's weights as they lie in the file, checked against the shape.
+pub struct Weights<'a> {
+    pub embedding: Tensor<'a>, // (vocab_len, hidden)
+    pub layers: Vec<LayerWeights<'a>>,
+    pub output_norm: Vec<f32>, // (hidden)
+    /// None: tied to the embedding.
+    pub head: Option<Tensor<'a>>, // (vocab_len, hidden)
+}
+
+/// A machine that holds a model's weights. Shared by sessions and threads.
+pub trait Backend: Send + Sync {
+    /// What computes, for people: `x86_64-avx2`.
+    fn name(&self) -> &'static str;
+
+    /// How many threads compute.
+    fn threads(&self) -> usize;
+
+    /// Runs `job(thread index)` on each of them at once.
+    fn run_on_threads(&self, job: &(dyn Fn(usize) + Sync)) -> Result<()>;
+
+    /// Memory that the weights take.
+    fn weights_bytes(&self) -> usize;
+
+    /// Bytes of weights that decoding one token reads.
+    fn weights_bytes_per_token(&self) -> usize;
+
+    /// KV cache for `context_len` tokens and scratch for passes of at most `batch` tokens.
+    fn new_sequence(&self, context_len: usize, batch: usize) -> Result<Box<dyn Sequence>>;
+}
+
+/// One sequence on a backend. A pass is `embed`, then the five stages for each layer in order, then perhaps `head`.
+///
+/// Stages write the KV cache only at the pass's own positions: a pass that is abandoned has changed nothing.
+pub trait Sequence: Send {
+    /// Begins a pass over these tokens, the first of which has this position: token ids to the residual stream.
+    fn embed(&mut self, tokens: &[u32], position: usize) -> Result<()>;
+    /// RMSNorm → Q, K, V (+ bias, q/k norm) → RoPE → K and V appended to the cache.
+    fn attn_in(&mut self, layer: usize) -> Result<()>;
+    /// Scores, softmax and weighted sum over the KV cache.
+    fn attention(&mut self, layer: usize) -> Result<()>;
+    /// Output projection + residual.
+    fn attn_out(&mut self, layer: usize) -> Result<()>;
+    /// RMSNorm → gate and up projections → SiLU(gate) · up.
+    fn ffn_in(&mut self, layer: usize) -> Result<()>;
+    /// Down projection + residual.
+    fn ffn_out(&mut self, layer: usize) -> Result<()>;
+    /// RMSNorm and output projection of the pass's last token.
+    fn head(&mut self) -> Result<()>;
+    /// What `head` left: one logit per vocabulary entry.
+    fn logits(&self) -> &[f32];
+    /// log Σ e^logit, with the machine's own fast sums.
+    fn log_sum_exp(&self) -> f32;
+    /// Memory of the KV cache.
+    fn kv_bytes(&self) -> usize;
+}

@@ -1,0 +1,246 @@
+//! Configuration, architectures, weights, the forward pass.
+
+pub mod architecture;
+pub mod config;
+pub mod forward;
+pub mod weights;
+
+use crate::backend::Backend;
+use crate::backend::cpu::{CpuBackend, Options};
+use crate::cpu::environment::FloatEnvironment;
+use crate::cpu::threads::ThreadPool;
+pub use crate::file::Source;
+use crate::file::{Metadata, ModelFile};
+use crate::quant::Format;
+use crate::tokenizer::Tokenizer;
+use crate::{Error, Result, cpu};
+use config::Config;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How a model is loaded.
+pub struct LoadOptions<'a> {
+    /// Threads that compute, the caller's included; 0 = one per core this process may use.
+    pub threads: usize,
+    /// How long an idle worker spins before it sleeps.
+    pub spin_us: u32,
+    /// Map the file (default) or read it.
+    pub mmap: bool,
+    /// Weights dequantized to f32, activations in f32: slow and large, for checking.
+    pub exact: bool,
+    /// Kernel table by name (`x86_64-avx2`, `scalar`); None = `LIBEDGELLM_FORCE_ISA` or the best this CPU has.
+    pub isa: Option<&'a str>,
+    /// Called on this thread with what is done, 0 to 1; false stops the load with [`Error::Cancelled`].
+    pub progress: Option<&'a mut dyn FnMut(f32) -> bool>,
+}
+
+impl Default for LoadOptions<'_> {
+    fn default() -> Self {
+        LoadOptions { threads: 0, spin_us: 100, mmap: true, exact: false, isa: None, progress: None }
+    }
+}
+
+/// Most threads that a model may ask for.
+const THREADS_MAX: usize = 1024;
+/// Arrays of metadata longer than this (vocabularies) are not kept after the load.
+const ARRAY_KEPT_MAX: usize = 4096;
+
+/// A loaded model: immutable weights, configuration and tokenizer, shared by its sessions and by threads.
+pub struct Model {
+    config: Config,
+    metadata: Metadata,
+    tokenizer: Option<Tokenizer>,
+    backend: Box<dyn Backend>,
+    name: String,
+    quant: String,
+    tensors: Vec<TensorSummary>,
+    parameters: u64,
+    load_ns: u64,
+}
+
+/// Tensors of one format.
+#[derive(Clone, Copy, Debug)]
+pub struct TensorSummary {
+    pub format: Format,
+    pub count: usize,
+    pub bytes: u64,
+}
+
+/// What a model is, for people and for hosts.
+pub struct ModelInfo<'a> {
+    /// `general.architecture`.
+    pub architecture: &'a str,
+    /// `general.name`, or empty.
+    pub name: &'a str,
+    /// The formats of its matrices, the most bytes first: `Q4_K+Q6_K`.
+    pub quant: &'a str,
+    pub vocab_len: usize,
+    pub context_len_max: usize,
+    pub layers: usize,
+    pub hidden: usize,
+    pub intermediate: usize,
+    pub query_heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub parameters: u64,
+    /// Per format, the most bytes first.
+    pub tensors: &'a [TensorSummary],
+    /// Memory that the weights take in this process.
+    pub weights_bytes: u64,
+    /// Bytes of weights read to decode one token.
+    pub weights_bytes_per_token: u64,
+    /// The kernel table.
+    pub isa: &'static str,
+    pub threads: usize,
+    pub load_ns: u64,
+}
+
+impl Model {
+    /// Loads a model. Everything in the file is checked before a weight is touched.
+    pub fn load(source: Source<'_>, options: LoadOptions<'_>) -> Result<Arc<Model>> {
+        let _environment = FloatEnvironment::enter();
+        let start = Instant::now();
+        let LoadOptions { threads, spin_us, mmap, exact, isa, progress } = options;
+        if threads > THREADS_MAX {
+            return Err(Error::argument(format!("{threads} threads, at most {THREADS_MAX}")));
+        }
+        let forced = std::env::var("LIBEDGELLM_FORCE_ISA").ok();
+        let kernels = cpu::select(isa.or(forced.as_deref()))?;
+        let keep_file = mmap || matches!(source, Source::Bytes(_));
+        let mut file = ModelFile::open(source, mmap)?;
+        let config = Config::read(&file)?;
+        let mut progress = Reporter { inner: progress, total: file.tensors().map(|tensor| tensor.bytes.len()).sum() };
+        progress.report(0)?;
+        let tokenizer = Tokenizer::from_metadata(&file.metadata)?;
+        check_vocabulary(tokenizer.as_ref(), config.shape.vocab_len)?;
+        file.metadata.drop_arrays(ARRAY_KEPT_MAX);
+        let metadata = std::mem::take(&mut file.metadata);
+        let file = Arc::new(file);
+        let weights = weights::find(&file, &config)?;
+        let threads = if threads == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { threads };
+        let pool = ThreadPool::new(threads, Duration::from_micros(spin_us as u64))?;
+        let backend_options = Options { kernels, pool, exact, keep_file };
+        let backend = CpuBackend::new(config.shape.clone(), weights, &file, backend_options, &mut |done| {
+            progress.report(done).is_ok()
+        })?;
+        let (tensors, quant) = summary(&file);
+        let model = Model {
+            name: metadata.string("general.name").ok().flatten().unwrap_or_default().to_owned(),
+            parameters: file.tensors().map(|tensor| tensor.shape.iter().product::<usize>() as u64).sum(),
+            quant,
+            tensors,
+            config,
+            metadata,
+            tokenizer,
+            backend: Box::new(backend),
+            load_ns: start.elapsed().as_nanos() as u64,
+        };
+        log::info!(
+            "loaded `{}`: {} {}, {} layers, kernels {}, {} threads, {} MB of weights",
+            model.name,
+            model.config.architecture.name,
+            model.quant,
+            model.config.shape.layers,
+            model.backend.name(),
+            model.backend.threads(),
+            model.backend.weights_bytes() / 1_000_000
+        );
+        Ok(Arc::new(model))
+    }
+
+    /// What this model is.
+    pub fn info(&self) -> ModelInfo<'_> {
+        let shape = &self.config.shape;
+        ModelInfo {
+            architecture: self.config.architecture.name,
+            name: &self.name,
+            quant: &self.quant,
+            vocab_len: shape.vocab_len,
+            context_len_max: self.config.context_len_max,
+            layers: shape.layers,
+            hidden: shape.hidden,
+            intermediate: shape.intermediate,
+            query_heads: shape.query_heads,
+            kv_heads: shape.kv_heads,
+            head_dim: shape.head_dim,
+            parameters: self.parameters,
+            tensors: &self.tensors,
+            weights_bytes: self.backend.weights_bytes() as u64,
+            weights_bytes_per_token: self.backend.weights_bytes_per_token() as u64,
+            isa: self.backend.name(),
+            threads: self.backend.threads(),
+            load_ns: self.load_ns,
+        }
+    }
+
+    /// Scalars and strings of the file's metadata, and arrays shorter than a vocabulary.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// None when the file has no vocabulary.
+    pub fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.tokenizer.as_ref()
+    }
+
+    /// Runs `job` on each of the model's threads at once with its index: for measurements over the same threads.
+    pub fn run_on_threads(&self, job: &(dyn Fn(usize) + Sync)) -> Result<()> {
+        self.backend.run_on_threads(job)
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub(crate) fn backend(&self) -> &dyn Backend {
+        &*self.backend
+    }
+}
+
+const _: () = {
+    const fn any_thread<T: Send + Sync>() {}
+    any_thread::<Model>();
+};
+
+/// Tells the caller of a load how far it is.
+struct Reporter<'a> {
+    inner: Option<&'a mut dyn FnMut(f32) -> bool>,
+    total: usize,
+}
+
+impl Reporter<'_> {
+    fn report(&mut self, done: usize) -> Result<()> {
+        let fraction = done as f32 / self.total.max(1) as f32;
+        let go_on = self.inner.as_mut().is_none_or(|inner| inner(fraction));
+        if go_on { Ok(()) } else { Err(Error::Cancelled) }
+    }
+}
+
+fn check_vocabulary(tokenizer: Option<&Tokenizer>, rows: usize) -> Result<()> {
+    match tokenizer.map(Tokenizer::vocab_len) {
+        Some(tokens) if tokens > rows => Err(Error::Format(format!(
+            "`tokenizer.ggml.tokens` has {tokens} tokens, tensor `token_embd.weight` only {rows} rows"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Tensors per format, the most bytes first, and the formats of the matrices as a name.
+fn summary(file: &ModelFile) -> (Vec<TensorSummary>, String) {
+    let mut summaries: Vec<TensorSummary> = Vec::new();
+    let mut matrices: Vec<Format> = Vec::new();
+    for tensor in file.tensors() {
+        let bytes = tensor.bytes.len() as u64;
+        match summaries.iter_mut().find(|summary| summary.format == tensor.format) {
+            Some(summary) => (summary.count, summary.bytes) = (summary.count + 1, summary.bytes + bytes),
+            None => summaries.push(TensorSummary { format: tensor.format, count: 1, bytes }),
+        }
+        if tensor.shape[1] > 1 && !matrices.contains(&tensor.format) {
+            matrices.push(tensor.format);
+        }
+    }
+    summaries.sort_by_key(|summary| std::cmp::Reverse(summary.bytes));
+    let names = summaries.iter().map(|summary| summary.format).filter(|format| matrices.contains(format));
+    let quant = names.map(Format::name).collect::<Vec<_>>().join("+");
+    (summaries, quant)
+}

@@ -1,0 +1,205 @@
+//! What any thread may ask of a session, or do to it, while another is inside: atomics, nothing else.
+
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
+
+/// Shared by a session and whoever watches it.
+pub struct Control {
+    run: AtomicU64,
+    /// The run to cancel, 0 for none.
+    cancel: AtomicU64,
+    length: AtomicUsize,
+    ns_load: u64,
+    kv_bytes: u64,
+    counters: [AtomicU64; COUNTERS],
+    /// Decode steps by duration, see `bucket`.
+    durations: [AtomicU32; BUCKETS],
+}
+
+/// What is counted.
+#[derive(Clone, Copy)]
+pub enum Counter {
+    Steps,
+    TokensPrompt,
+    TokensReused,
+    TokensOut,
+    NsFirstToken,
+    NsPrefill,
+    NsDecode,
+    NsSample,
+    StepNsMax,
+}
+const COUNTERS: usize = 9;
+
+/// Times in ns; the step percentiles are of decode steps since the last reset, to 6 %.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stats {
+    pub steps: u64,
+    pub tokens_prompt: u64,
+    pub tokens_reused: u64,
+    pub tokens_out: u64,
+    pub ns_load: u64,
+    /// From `prompt` or `append` to the first token of the last run.
+    pub ns_first_token: u64,
+    pub ns_prefill: u64,
+    pub ns_decode: u64,
+    pub ns_sample: u64,
+    pub step_ns_p50: u64,
+    pub step_ns_p95: u64,
+    pub step_ns_p99: u64,
+    pub step_ns_max: u64,
+    pub kv_bytes: u64,
+}
+
+impl Control {
+    pub(super) fn new(ns_load: u64, kv_bytes: u64) -> Self {
+        Control {
+            run: AtomicU64::new(1),
+            cancel: AtomicU64::new(0),
+            length: AtomicUsize::new(0),
+            ns_load,
+            kv_bytes,
+            counters: [const { AtomicU64::new(0) }; COUNTERS],
+            durations: [const { AtomicU32::new(0) }; BUCKETS],
+        }
+    }
+
+    /// Cancels a run: its step in progress, or else its next one, returns [`crate::Error::Cancelled`], once.
+    ///
+    /// 0 = the current run. From any thread or signal handler: two atomic operations.
+    pub fn cancel(&self, run: u64) {
+        self.cancel.store(if run == 0 { self.run() } else { run }, Release);
+    }
+
+    /// The number of the current run: `prompt`, `append` and `rewind` start a new one.
+    pub fn run(&self) -> u64 {
+        self.run.load(Acquire)
+    }
+
+    /// Tokens in the sequence.
+    pub fn length(&self) -> usize {
+        self.length.load(Acquire)
+    }
+
+    /// The numbers so far; `reset` sets the counters and percentiles to zero.
+    pub fn stats(&self, reset: bool) -> Stats {
+        let take = |counter: Counter| {
+            let counter = &self.counters[counter as usize];
+            if reset { counter.swap(0, Relaxed) } else { counter.load(Relaxed) }
+        };
+        let mut durations = [0; BUCKETS];
+        for (count, bucket) in durations.iter_mut().zip(&self.durations) {
+            *count = if reset { bucket.swap(0, Relaxed) } else { bucket.load(Relaxed) };
+        }
+        Stats {
+            steps: take(Counter::Steps),
+            tokens_prompt: take(Counter::TokensPrompt),
+            tokens_reused: take(Counter::TokensReused),
+            tokens_out: take(Counter::TokensOut),
+            ns_load: self.ns_load,
+            ns_first_token: take(Counter::NsFirstToken),
+            ns_prefill: take(Counter::NsPrefill),
+            ns_decode: take(Counter::NsDecode),
+            ns_sample: take(Counter::NsSample),
+            step_ns_p50: percentile(&durations, 50),
+            step_ns_p95: percentile(&durations, 95),
+            step_ns_p99: percentile(&durations, 99),
+            step_ns_max: take(Counter::StepNsMax),
+            kv_bytes: self.kv_bytes,
+        }
+    }
+
+    pub(super) fn start_run(&self) {
+        self.run.fetch_add(1, Release);
+    }
+
+    pub(super) fn set_length(&self, length: usize) {
+        self.length.store(length, Release);
+    }
+
+    pub(super) fn add(&self, counter: Counter, value: u64) {
+        self.counters[counter as usize].fetch_add(value, Relaxed);
+    }
+
+    pub(super) fn set(&self, counter: Counter, value: u64) {
+        self.counters[counter as usize].store(value, Relaxed);
+    }
+
+    pub(super) fn decode_step(&self, ns: u64) {
+        self.durations[bucket(ns)].fetch_add(1, Relaxed);
+        self.counters[Counter::StepNsMax as usize].fetch_max(ns, Relaxed);
+    }
+
+    /// Whether the current run is cancelled.
+    pub(super) fn cancelled(&self) -> bool {
+        self.cancel.load(Acquire) == self.run.load(Relaxed)
+    }
+
+    /// Forgets the cancellation that a step has just reported.
+    pub(super) fn clear_cancel(&self) {
+        let _ = self.cancel.compare_exchange(self.run.load(Relaxed), 0, Relaxed, Relaxed);
+    }
+}
+
+/// Buckets a factor 2^(1/16) apart or less: 16 to each power of two.
+const STEPS: u32 = 16;
+const BUCKETS: usize = (u64::BITS * STEPS) as usize;
+
+fn bucket(ns: u64) -> usize {
+    let ns = ns.max(STEPS as u64);
+    let power = ns.ilog2();
+    (power * STEPS) as usize + (ns >> (power - STEPS.ilog2())) as usize - STEPS as usize
+}
+
+/// The upper end of a bucket.
+fn bucket_end(bucket: usize) -> u64 {
+    let (power, step) = (bucket as u32 / STEPS, bucket as u64 % STEPS as u64);
+    (1u64 << power).saturating_add((step + 1) << power >> STEPS.ilog2())
+}
+
+fn percentile(durations: &[u32; BUCKETS], percent: u64) -> u64 {
+    let total: u64 = durations.iter().map(|&count| count as u64).sum();
+    let rank = (total * percent).div_ceil(100);
+    let mut seen = 0;
+    for (bucket, &count) in durations.iter().enumerate() {
+        seen += count as u64;
+        if count > 0 && seen >= rank {
+            return bucket_end(bucket);
+        }
+    }
+    0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_within_a_bucket_of_the_truth() {
+        let control = Control::new(0, 0);
+        for ns in 1..=1000 {
+            control.decode_step(ns * 1000);
+        }
+        let stats = control.stats(true);
+        for (found, exact) in [(stats.step_ns_p50, 500e3), (stats.step_ns_p95, 950e3), (stats.step_ns_p99, 990e3)] {
+            assert!((found as f64 / exact - 1.0).abs() < 0.07, "{found} for {exact}");
+        }
+        assert_eq!(stats.step_ns_max, 1_000_000);
+        assert_eq!(control.stats(false).step_ns_p50, 0, "a reset starts anew");
+        control.decode_step(0);
+        assert!(control.stats(false).step_ns_p50 <= 17);
+    }
+
+    #[test]
+    fn a_cancellation_is_for_one_run_only() {
+        let control = Control::new(0, 0);
+        let first = control.run();
+        control.start_run();
+        control.cancel(first);
+        assert!(!control.cancelled(), "that run is over");
+        control.cancel(0);
+        assert!(control.cancelled());
+        control.clear_cancel();
+        assert!(!control.cancelled());
+    }
+}

@@ -1,0 +1,422 @@
+//! One sequence being generated.
+
+mod control;
+mod text;
+
+pub use control::{Control, Stats};
+
+use crate::backend::Sequence;
+use crate::cpu::environment::FloatEnvironment;
+use crate::model::forward::{self, Progress};
+use crate::sampler::Sampler;
+use crate::{Error, Model, Result, Sampling};
+use control::Counter;
+use std::sync::Arc;
+use std::time::Instant;
+use text::TextOut;
+
+/// How a session is made.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SessionOptions {
+    /// How many tokens the session can hold; 0 = what the model was trained for, at most 4096.
+    pub context_len: usize,
+    /// Prompt tokens in one step; 0 = 512.
+    pub prefill_chunk: usize,
+}
+
+const CONTEXT_DEFAULT_MAX: usize = 4096;
+const PREFILL_CHUNK_DEFAULT: usize = 512;
+
+/// What a step did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    /// The deadline came: nothing is lost, call again.
+    Again,
+    /// A chunk of the prompt is in; no text.
+    Prefill,
+    /// One token is committed; its text may be empty (half a character, or held back for a stop text).
+    Token,
+    /// Generation is over, see `finish`; `text` is what was still held back.
+    End,
+}
+
+/// Why generation is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// An end-of-generation token of the model.
+    Eos,
+    /// A stop text or a stop token.
+    Stop,
+    /// `max_tokens`, or the context is full.
+    Length,
+}
+
+/// What a step did, in full.
+#[derive(Clone, Debug)]
+pub struct Event<'a> {
+    pub kind: EventKind,
+    pub finish: Option<Finish>,
+    /// The token committed by this step: also the EOS or stop token that ended the run.
+    pub token: Option<u32>,
+    /// log of the token's probability under the model, before bias, penalties and temperature; 0 without a token.
+    pub logprob: f32,
+    /// Whole UTF-8 characters.
+    pub text: &'a str,
+    /// Tokens of the run's prompt that are in, of those that were not there before.
+    pub prompt_done: usize,
+    pub prompt_total: usize,
+    /// Tokens in the sequence.
+    pub length: usize,
+    /// Time this step took.
+    pub ns: u64,
+}
+
+/// One sequence: its tokens, KV cache and sampling. One thread at a time (`&mut`).
+pub struct Session {
+    model: Arc<Model>,
+    sequence: Box<dyn Sequence>,
+    context_len: usize,
+    prefill_chunk: usize,
+    tokens: Vec<u32>,
+    /// How many of `tokens` are in the KV cache.
+    cached: usize,
+    /// The logits after the last of `tokens` are there.
+    logits_ready: bool,
+    /// The pass over `tokens[cached..]` that a deadline interrupted: how many tokens, and how far it is.
+    pass: Option<(usize, Progress)>,
+    run: Run,
+    sampling: Sampling,
+    sampler: Sampler,
+    text: TextOut,
+    control: Arc<Control>,
+}
+
+/// What has happened since `prompt`, `append` or `rewind`.
+struct Run {
+    start: Instant,
+    /// The tokens `prompt_start..prompt_end` were not in the cache when the run started.
+    prompt_start: usize,
+    prompt_end: usize,
+    /// Tokens committed by this run.
+    generated: usize,
+    finish: Option<Finish>,
+}
+
+/// The parts of an event that do not borrow.
+struct Outcome {
+    kind: EventKind,
+    token: Option<u32>,
+    logprob: f32,
+}
+
+impl Outcome {
+    fn of(kind: EventKind) -> Self {
+        Outcome { kind, token: None, logprob: 0.0 }
+    }
+}
+
+impl Session {
+    /// Allocates everything that the session will ever need, the whole KV cache among it.
+    pub fn new(model: &Arc<Model>, options: &SessionOptions) -> Result<Session> {
+        let context_len_max = model.config().context_len_max;
+        let context_len = match options.context_len {
+            0 => context_len_max.min(CONTEXT_DEFAULT_MAX),
+            wanted if wanted <= context_len_max => wanted,
+            wanted => {
+                let text = format!("context length {wanted}: the model was trained for {context_len_max}");
+                return Err(Error::argument(text));
+            }
+        };
+        let prefill_chunk = match options.prefill_chunk {
+            0 => PREFILL_CHUNK_DEFAULT,
+            chunk => chunk,
+        };
+        let prefill_chunk = prefill_chunk.min(context_len);
+        let mut tokens = Vec::new();
+        let bytes = context_len * size_of::<u32>();
+        tokens.try_reserve_exact(context_len).map_err(|_| Error::NoMemory { what: "a session's tokens", bytes })?;
+        let sequence = model.backend().new_sequence(context_len, prefill_chunk)?;
+        Ok(Session {
+            control: Arc::new(Control::new(model.info().load_ns, sequence.kv_bytes() as u64)),
+            sequence,
+            sampler: Sampler::new(model.config().shape.vocab_len, context_len)?,
+            text: TextOut::new(model.tokenizer())?,
+            context_len,
+            prefill_chunk,
+            tokens,
+            cached: 0,
+            logits_ready: false,
+            pass: None,
+            run: Run { start: Instant::now(), prompt_start: 0, prompt_end: 0, generated: 0, finish: None },
+            sampling: Sampling::default(),
+            model: model.clone(),
+        })
+    }
+
+    /// What other threads may use while this session is in a step.
+    pub fn control(&self) -> Arc<Control> {
+        self.control.clone()
+    }
+
+    /// The model it was made from.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// How many tokens fit.
+    pub fn context_len(&self) -> usize {
+        self.context_len
+    }
+
+    /// The sequence so far: prompt and generated tokens, an EOS token among them.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Checks and copies all of it. Takes effect at the next token.
+    pub fn set_sampling(&mut self, sampling: &Sampling) -> Result<()> {
+        sampling.check(self.model.config().shape.vocab_len)?;
+        self.text.set_stops(&sampling.stops)?;
+        self.sampling = sampling.clone();
+        Ok(())
+    }
+
+    /// Starts a run with these tokens. What the KV cache already has of them is kept: returns how many.
+    pub fn prompt(&mut self, tokens: &[u32]) -> Result<usize> {
+        self.check_new(tokens, 0)?;
+        let common = self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
+        self.tokens.truncate(common);
+        self.tokens.extend_from_slice(&tokens[common..]);
+        self.start_run(common);
+        self.control.add(Counter::TokensReused, self.cached as u64);
+        self.control.add(Counter::TokensPrompt, tokens.len() as u64);
+        Ok(self.cached)
+    }
+
+    /// Starts a run that goes on with these tokens after the sequence.
+    pub fn append(&mut self, tokens: &[u32]) -> Result<()> {
+        self.check_new(tokens, self.tokens.len())?;
+        let before = self.tokens.len();
+        self.tokens.extend_from_slice(tokens);
+        self.start_run(before);
+        self.control.add(Counter::TokensPrompt, tokens.len() as u64);
+        Ok(())
+    }
+
+    /// Keeps the first `keep` tokens and starts a new run.
+    pub fn rewind(&mut self, keep: usize) -> Result<()> {
+        if keep > self.tokens.len() {
+            let text = format!("rewind to {keep}: the sequence has {} tokens", self.tokens.len());
+            return Err(Error::argument(text));
+        }
+        self.tokens.truncate(keep);
+        self.start_run(keep);
+        Ok(())
+    }
+
+    fn check_new(&self, tokens: &[u32], before: usize) -> Result<()> {
+        if tokens.is_empty() {
+            return Err(Error::argument("no tokens"));
+        }
+        let vocab_len = self.model.config().shape.vocab_len;
+        if let Some(i) = tokens.iter().position(|&token| token as usize >= vocab_len) {
+            let text = format!("token {} at index {i} is out of range: the vocabulary has {vocab_len}", tokens[i]);
+            return Err(Error::argument(text));
+        }
+        let wanted = before.saturating_add(tokens.len());
+        if wanted > self.context_len {
+            return Err(Error::Context { capacity: self.context_len, wanted });
+        }
+        Ok(())
+    }
+
+    /// The tokens before `unchanged` are as they were.
+    fn start_run(&mut self, unchanged: usize) {
+        // The last token always runs again: its logits are what the run begins with.
+        self.cached = self.cached.min(unchanged).min(self.tokens.len().saturating_sub(1));
+        self.logits_ready = false;
+        self.pass = None;
+        self.text.clear();
+        let (prompt_start, prompt_end) = (self.cached, self.tokens.len());
+        self.run = Run { start: Instant::now(), prompt_start, prompt_end, generated: 0, finish: None };
+        self.control.start_run();
+        self.control.set_length(self.tokens.len());
+    }
+
+    /// At most one forward pass: one prefill chunk or one token. Past `deadline`: [`EventKind::Again`].
+    ///
+    /// The step that takes in the last of the prompt also commits the first token. An error has changed nothing.
+    pub fn step(&mut self, deadline: Option<Instant>) -> Result<Event<'_>> {
+        let _environment = FloatEnvironment::enter();
+        let start = Instant::now();
+        self.text.silence();
+        let outcome = self.step_inner(start, deadline)?;
+        Ok(self.event(outcome, start))
+    }
+
+    fn step_inner(&mut self, start: Instant, deadline: Option<Instant>) -> Result<Outcome> {
+        if self.run.finish.is_some() {
+            return Ok(Outcome::of(EventKind::End));
+        }
+        let full = self.tokens.len() >= self.context_len && self.run.generated > 0;
+        let enough = self.sampling.max_tokens > 0 && self.run.generated >= self.sampling.max_tokens;
+        if full || enough {
+            return Ok(self.finish(Finish::Length, Outcome::of(EventKind::End)));
+        }
+        if !self.logits_ready && !self.run_pass(deadline)? {
+            return Ok(Outcome::of(EventKind::Again));
+        }
+        if !self.logits_ready {
+            return Ok(Outcome::of(EventKind::Prefill));
+        }
+        if self.tokens.len() >= self.context_len {
+            return Ok(self.finish(Finish::Length, Outcome::of(EventKind::End)));
+        }
+        let sampling_start = Instant::now();
+        let token = self.sampler.choose(&self.sampling, self.sequence.logits(), &self.tokens)?;
+        let logprob = self.logprob(token);
+        self.control.add(Counter::NsSample, sampling_start.elapsed().as_nanos() as u64);
+        if self.run.generated > 0 {
+            self.control.decode_step(start.elapsed().as_nanos() as u64);
+        }
+        self.commit(token, logprob)
+    }
+
+    /// For samplers of the caller's own: runs all tokens that are not in the cache, and leaves the logits.
+    ///
+    /// False = the deadline came first: call again.
+    pub fn forward(&mut self, deadline: Option<Instant>) -> Result<bool> {
+        let _environment = FloatEnvironment::enter();
+        while !self.logits_ready {
+            if !self.run_pass(deadline)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The logits that `forward` left, one per vocabulary entry. `accept`, `step` and a new run end their validity.
+    pub fn logits(&self) -> Result<&[f32]> {
+        if !self.logits_ready {
+            return Err(Error::State("no logits: call forward first".into()));
+        }
+        Ok(self.sequence.logits())
+    }
+
+    /// Commits a token of the caller's choice after `forward`. The event is as `step`'s.
+    pub fn accept(&mut self, token: u32) -> Result<Event<'_>> {
+        let _environment = FloatEnvironment::enter();
+        let start = Instant::now();
+        if !self.logits_ready {
+            return Err(Error::State("accept: call forward first".into()));
+        }
+        self.check_new(&[token], self.tokens.len())?;
+        self.text.silence();
+        self.run.finish = None;
+        let logprob = self.logprob(token);
+        let outcome = self.commit(token, logprob)?;
+        Ok(self.event(outcome, start))
+    }
+
+    /// One pass over the next tokens, at most a chunk; false when the deadline interrupted it.
+    fn run_pass(&mut self, deadline: Option<Instant>) -> Result<bool> {
+        let pending = self.tokens.len() - self.cached;
+        if pending == 0 {
+            return Err(Error::State("no tokens: call prompt or append first".into()));
+        }
+        let start = Instant::now();
+        let (count, mut progress) = self.pass.take().unwrap_or((pending.min(self.prefill_chunk), Progress::default()));
+        let mut cancelled = self.control.cancelled();
+        let done = !cancelled
+            && forward::forward(
+                &mut *self.sequence,
+                self.model.config().shape.layers,
+                &self.tokens[self.cached..self.cached + count],
+                self.cached,
+                count == pending,
+                &mut progress,
+                || {
+                    cancelled = self.control.cancelled();
+                    cancelled || deadline.is_some_and(|deadline| Instant::now() >= deadline)
+                },
+            )?;
+        if cancelled {
+            self.control.clear_cancel();
+            return Err(Error::Cancelled);
+        }
+        let counter = if self.run.generated == 0 { Counter::NsPrefill } else { Counter::NsDecode };
+        self.control.add(counter, start.elapsed().as_nanos() as u64);
+        if !done {
+            self.pass = Some((count, progress));
+            return Ok(false);
+        }
+        self.cached += count;
+        self.logits_ready = count == pending;
+        self.control.add(Counter::Steps, 1);
+        Ok(true)
+    }
+
+    fn logprob(&self, token: u32) -> f32 {
+        let logit = self.sequence.logits().get(token as usize).copied().unwrap_or(f32::NAN);
+        logit - self.sequence.log_sum_exp()
+    }
+
+    /// Adds a token to the sequence and decides whether it ends the run.
+    fn commit(&mut self, token: u32, logprob: f32) -> Result<Outcome> {
+        let tokenizer = self.model.tokenizer();
+        let eos = tokenizer.is_some_and(|tokenizer| tokenizer.eos().contains(&token));
+        let finish = if eos && !self.sampling.ignore_eos {
+            Some(Finish::Eos)
+        } else if self.sampling.stop_tokens.contains(&token) {
+            Some(Finish::Stop)
+        } else {
+            None
+        };
+        let mut stopped = false;
+        if finish.is_none()
+            && let Some(tokenizer) = tokenizer
+            && !tokenizer.is_control(token)
+        {
+            stopped = self.text.push(tokenizer.token_bytes(token).unwrap_or_default())?;
+        }
+        self.tokens.push(token); // The commit. Within capacity: there is room for context_len tokens.
+        self.logits_ready = false;
+        self.run.generated += 1;
+        if self.run.generated == 1 {
+            self.control.set(Counter::NsFirstToken, self.run.start.elapsed().as_nanos() as u64);
+        }
+        self.control.add(Counter::TokensOut, 1);
+        self.control.set_length(self.tokens.len());
+        let outcome = Outcome { kind: EventKind::Token, token: Some(token), logprob };
+        Ok(match finish {
+            Some(finish) => self.finish(finish, outcome),
+            None if stopped => {
+                self.run.finish = Some(Finish::Stop);
+                Outcome { kind: EventKind::End, ..outcome }
+            }
+            None => outcome,
+        })
+    }
+
+    fn finish(&mut self, finish: Finish, outcome: Outcome) -> Outcome {
+        self.run.finish = Some(finish);
+        self.text.finish();
+        Outcome { kind: EventKind::End, ..outcome }
+    }
+
+    fn event(&self, outcome: Outcome, start: Instant) -> Event<'_> {
+        let Outcome { kind, token, logprob } = outcome;
+        let prompt_total = self.run.prompt_end - self.run.prompt_start;
+        Event {
+            kind,
+            finish: self.run.finish.filter(|_| kind == EventKind::End),
+            token,
+            logprob,
+            text: self.text.shown(),
+            prompt_done: self.cached.saturating_sub(self.run.prompt_start).min(prompt_total),
+            prompt_total,
+            length: self.tokens.len(),
+            ns: start.elapsed().as_nanos() as u64,
+        }
+    }
+}
