@@ -5,7 +5,7 @@
 //! every machine. A kernel table wraps these in functions with its own target features. `mul_add` is one rounding
 //! everywhere; `exp` is a polynomial of ours, since libm differs between machines.
 
-use super::rows::{BLOCK, QuantizedRowMut, SUM};
+use super::rows::{BLOCK, Block, SUM};
 use std::array::from_fn;
 
 /// Lanes of a sum.
@@ -57,11 +57,9 @@ pub fn exp(x: f32) -> f32 {
 ///
 /// A value that is not finite makes its block's scale NaN, so that it reaches the logits, where it is an error.
 #[inline(always)]
-pub fn quantize(x: &[f32], out: QuantizedRowMut<'_>) {
+pub fn quantize(x: &[f32], out: &mut [Block]) {
     const ROUND: f32 = 12_582_912.0;
-    let blocks = x.as_chunks::<BLOCK>().0.iter().zip(out.quants.as_chunks_mut::<BLOCK>().0);
-    let sums = out.sums.as_chunks_mut::<{ BLOCK / SUM }>().0;
-    for (b, (x, quants)) in blocks.enumerate() {
+    for (x, block) in x.as_chunks::<BLOCK>().0.iter().zip(out) {
         let mut lanes_max = [0.0f32; 8];
         let mut poison = [0.0f32; 8];
         for x in x.as_chunks::<8>().0 {
@@ -75,17 +73,14 @@ pub fn quantize(x: &[f32], out: QuantizedRowMut<'_>) {
         let poison = poison.iter().fold(0.0, |a, b| a + b);
         // Below this the inverse would overflow; such a block is zero for every purpose.
         let (scale, inverse) = if max > 1e-30 { (max / 127.0, 127.0 / max) } else { (0.0, 0.0) };
-        for (quant, x) in quants.iter_mut().zip(x) {
+        for (quant, x) in block.quants.iter_mut().zip(x) {
             *quant = (x * inverse + ROUND).to_bits() as i8; // The low bits of the sum are the integer.
         }
-        let mut total = 0;
-        for (sum, quants) in sums[b].iter_mut().zip(quants.as_chunks::<SUM>().0) {
+        for (sum, quants) in block.sums.iter_mut().zip(block.quants.as_chunks::<SUM>().0) {
             *sum = quants.iter().map(|&quant| quant as i16).sum();
-            total += *sum as i32;
         }
-        let scale = scale + poison;
-        out.scales[b] = scale;
-        out.scaled_sums[b] = scale * total as f32;
+        block.scale = scale + poison;
+        block.scaled_sum = block.scale * (block.sums[0] as i32 + block.sums[1] as i32) as f32;
     }
 }
 
@@ -256,19 +251,11 @@ mod tests {
         let mut x = [0.0; 64];
         x[..6].copy_from_slice(&[127.0, -127.0, 0.5, 1.5, -2.5, 63.5]);
         x[40] = f32::NAN;
-        let (mut quants, mut sums, mut scales, mut scaled_sums) = ([9; 64], [9; 4], [9.0; 2], [9.0; 2]);
-        quantize(
-            &x,
-            QuantizedRowMut {
-                quants: &mut quants,
-                sums: &mut sums,
-                scales: &mut scales,
-                scaled_sums: &mut scaled_sums,
-            },
-        );
-        assert_eq!(quants[..7], [127, -127, 0, 2, -2, 64, 0]);
-        assert_eq!((sums[0], sums[1], scales[0], scaled_sums[0]), (64, 0, 1.0, 64.0));
-        assert!(scales[1].is_nan() && scaled_sums[1].is_nan(), "a NaN must poison its block");
+        let mut blocks = [Block { quants: [9; BLOCK], scale: 9.0, scaled_sum: 9.0, sums: [9; 2] }; 2];
+        quantize(&x, &mut blocks);
+        assert_eq!(blocks[0].quants[..7], [127, -127, 0, 2, -2, 64, 0]);
+        assert_eq!((blocks[0].sums, blocks[0].scale, blocks[0].scaled_sum), ([64, 0], 1.0, 64.0));
+        assert!(blocks[1].scale.is_nan() && blocks[1].scaled_sum.is_nan(), "a NaN must poison its block");
     }
 
     #[test]

@@ -15,7 +15,7 @@ mod x86_64;
 use crate::quant::Format;
 use crate::{Error, Result};
 use lanes::SoftmaxState;
-use rows::{QuantizedRowMut, Rows};
+use rows::{Block, Rows};
 
 /// Best first. The last entry runs everywhere.
 static ALL: &[&Kernels] = &[
@@ -44,7 +44,7 @@ pub struct Kernels {
     gemm_q4_k: Gemm,
     gemm_q5_k: Gemm,
     gemm_q6_k: Gemm,
-    quantize: unsafe fn(&[f32], QuantizedRowMut<'_>),
+    quantize: unsafe fn(&[f32], &mut [Block]),
     rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     silu_mul: unsafe fn(&mut [f32], &[f32]),
     rope: unsafe fn(&mut [f32], &[f32], &[f32], bool),
@@ -86,8 +86,7 @@ impl Kernels {
         assert_eq!(x.columns % format.block_len(), 0);
         let count = x.count();
         assert!(count <= GEMM_ROWS_MAX && out.len() == count * tile::ROWS);
-        assert!(x.quants.len() == count * x.columns && x.scales.len() == count * x.columns / rows::BLOCK);
-        assert!(x.sums.len() == 2 * x.scales.len() && x.scaled_sums.len() == x.scales.len());
+        assert_eq!(x.blocks.len(), count * x.columns / rows::BLOCK);
         let gemm = match format {
             Format::F32 => self.gemm_f32,
             Format::F16 => self.gemm_f16,
@@ -107,9 +106,8 @@ impl Kernels {
     }
 
     /// `lanes::quantize`.
-    pub fn quantize(&self, x: &[f32], out: QuantizedRowMut<'_>) {
-        assert!(x.len() == out.quants.len() && x.len() == out.sums.len() * rows::SUM);
-        assert!(x.len() == out.scales.len() * rows::BLOCK && x.len() == out.scaled_sums.len() * rows::BLOCK);
+    pub fn quantize(&self, x: &[f32], out: &mut [Block]) {
+        assert_eq!(x.len(), out.len() * rows::BLOCK);
         // SAFETY: as in `gemm`.
         unsafe { (self.quantize)(x, out) }
     }
@@ -285,7 +283,10 @@ mod tests {
                     let r = x.rows(3);
                     let value = |k: usize| match floats {
                         true => r.values[t * columns + k] as f64,
-                        false => r.scales[(t * columns + k) / 32] as f64 * r.quants[t * columns + k] as f64,
+                        false => {
+                            let block = &r.blocks[(t * columns + k) / 32];
+                            block.scale as f64 * block.quants[k % 32] as f64
+                        }
                     };
                     let exact: f64 = (0..columns).map(|k| weights[k] as f64 * value(k)).sum();
                     let size: f64 = (0..columns).map(|k| (weights[k] as f64 * value(k)).abs()).sum();
@@ -356,11 +357,11 @@ mod tests {
                     let (values, quantized) = unsafe { shards.row(0) };
                     values.copy_from_slice(&x);
                     kernels.quantize(values, quantized);
-                    let r = rows.rows(1);
-                    out.extend(r.quants.iter().map(|&q| q as u32));
-                    out.extend(r.sums.iter().map(|&q| q as u32));
-                    out.extend(bits(r.scales));
-                    out.extend(bits(r.scaled_sums));
+                    for block in rows.rows(1).blocks {
+                        out.extend(block.quants.iter().map(|&quant| quant as u32));
+                        out.extend(block.sums.iter().map(|&sum| sum as u32));
+                        out.extend(bits(&[block.scale, block.scaled_sum]));
+                    }
                     out
                 };
                 assert_eq!(run(kernels), run(&scalar::SCALAR), "{} {n}", kernels.name);

@@ -108,12 +108,12 @@ fn gemm_simple(format: Format, tile: &[u8], x: Rows<'_>, out: &mut [f32]) {
     each_block(format, tile, out, |accumulators, block, b| {
         let Simple { codes, zero, scale, minimum } = unpack(format, block);
         for (t, accumulator) in accumulators.iter_mut().enumerate() {
-            let at = t * x.columns / BLOCK + b;
-            let sum = x.sums[2 * at] as i32 + x.sums[2 * at + 1] as i32;
-            let integer = dot_codes(&codes, &x.quants[at * BLOCK..][..BLOCK]) - zero * sum;
-            *accumulator = (integer as f32).mul_add(scale * x.scales[at], *accumulator);
+            let x = &x.blocks[t * x.columns / BLOCK + b];
+            let sum = x.sums[0] as i32 + x.sums[1] as i32;
+            let integer = dot_codes(&codes, &x.quants) - zero * sum;
+            *accumulator = (integer as f32).mul_add(scale * x.scale, *accumulator);
             if let Some(minimum) = minimum {
-                *accumulator = minimum.mul_add(x.scaled_sums[at], *accumulator);
+                *accumulator = minimum.mul_add(x.scaled_sum, *accumulator);
             }
         }
     });
@@ -137,10 +137,10 @@ fn gemm_k(format: Format, tile: &[u8], x: Rows<'_>, out: &mut [f32]) {
         for (t, accumulator) in accumulators.iter_mut().enumerate() {
             let (mut scaled, mut below) = (0.0f32, 0.0f32);
             for j in 0..8 {
-                let at = t * x.columns / BLOCK + b * 8 + j;
-                let integer = dot_codes(&codes[j], &x.quants[at * BLOCK..][..BLOCK]);
-                scaled = (integer as f32).mul_add(scales[j] as f32 * x.scales[at], scaled);
-                below = (minimums[j] as f32).mul_add(x.scaled_sums[at], below);
+                let x = &x.blocks[t * x.columns / BLOCK + b * 8 + j];
+                let integer = dot_codes(&codes[j], &x.quants);
+                scaled = (integer as f32).mul_add(scales[j] as f32 * x.scale, scaled);
+                below = (minimums[j] as f32).mul_add(x.scaled_sum, below);
             }
             *accumulator = d.mul_add(scaled, *accumulator);
             *accumulator = (-dmin).mul_add(below, *accumulator);
@@ -164,15 +164,15 @@ fn gemm_q6_k(tile: &[u8], x: Rows<'_>, out: &mut [f32]) {
         for (t, accumulator) in accumulators.iter_mut().enumerate() {
             let mut scaled = 0.0f32;
             for (j, codes) in codes.iter().enumerate() {
-                let at = t * x.columns / BLOCK + b * 8 + j;
+                let x = &x.blocks[t * x.columns / BLOCK + b * 8 + j];
                 let integer: i32 = (0..2)
                     .map(|half| {
-                        let quants = &x.quants[at * BLOCK + half * SUM..][..SUM];
+                        let quants = &x.quants[half * SUM..][..SUM];
                         let scale = block[192 + 2 * j + half] as i8 as i32;
-                        scale * (dot_codes(&codes[half * SUM..][..SUM], quants) - 32 * x.sums[2 * at + half] as i32)
+                        scale * (dot_codes(&codes[half * SUM..][..SUM], quants) - 32 * x.sums[half] as i32)
                     })
                     .sum();
-                scaled = (integer as f32).mul_add(x.scales[at], scaled);
+                scaled = (integer as f32).mul_add(x.scale, scaled);
             }
             *accumulator = d.mul_add(scaled, *accumulator);
         }

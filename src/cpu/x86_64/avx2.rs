@@ -8,7 +8,7 @@
 //! in a GEMM (registers), two in a GEMV (so that a tile is read as one stream).
 
 use super::super::lanes::{self, SoftmaxState};
-use super::super::rows::{BLOCK, QuantizedRowMut, Rows, SUM};
+use super::super::rows::{BLOCK, Block, Rows, SUM};
 use super::super::scalar::SCALAR;
 use super::super::{Kernels, tile};
 use crate::quant::Format;
@@ -70,46 +70,36 @@ fn load_half(bytes: &[u8], offset: usize) -> __m128i {
     unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
 }
 
-/// 32 activations of one row: their quants.
-type Quants = [i8; BLOCK];
-
 /// 4 activations from column `at` of a block, in every lane.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn broadcast(quants: &Quants, at: usize) -> __m256i {
-    let four: &[i8; 4] = quants[at..].first_chunk().expect("inside a block");
+fn broadcast(x: &Block, at: usize) -> __m256i {
+    let four: &[i8; 4] = x.quants[at..].first_chunk().expect("inside a block");
     _mm256_set1_epi32(i32::from_le_bytes(four.map(|quant| quant as u8)))
 }
 
 /// The two sums of a block of 32 activations, as a pair of 16 bits in every lane.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn broadcast_sums(sums: &[[i16; 2]], block: usize) -> __m256i {
-    let [first, second] = sums[block];
+fn broadcast_sums(x: &Block) -> __m256i {
+    let [first, second] = x.sums;
     _mm256_set1_epi32((first as u16 as i32) | (second as i32) << 16)
 }
 
 /// The activation rows of one call of a micro-kernel.
 #[derive(Clone, Copy)]
 struct Micro<'a, const M: usize> {
-    quants: [&'a [Quants]; M],
-    sums: [&'a [[i16; 2]]; M],
-    scales: [&'a [f32]; M],
-    scaled_sums: [&'a [f32]; M],
+    blocks: [&'a [Block]; M],
     values: [&'a [f32]; M],
 }
 
 impl<'a, const M: usize> Micro<'a, M> {
     #[inline(always)]
     fn new(x: &Rows<'a>, from: usize) -> Self {
-        let mut micro =
-            Micro { quants: [&[]; M], sums: [&[]; M], scales: [&[]; M], scaled_sums: [&[]; M], values: [&[]; M] };
+        let mut micro = Micro { blocks: [&[]; M], values: [&[]; M] };
         for m in 0..M {
             let row = x.slice(from + m, from + m + 1);
-            micro.quants[m] = row.quants.as_chunks().0;
-            micro.sums[m] = row.sums.as_chunks().0;
-            micro.scales[m] = row.scales;
-            micro.scaled_sums[m] = row.scaled_sums;
+            micro.blocks[m] = row.blocks;
             micro.values[m] = row.values;
         }
         micro
@@ -117,8 +107,8 @@ impl<'a, const M: usize> Micro<'a, M> {
 
     /// Block b of each row.
     #[inline(always)]
-    fn block(&self, b: usize) -> [&'a Quants; M] {
-        self.quants.map(|quants| &quants[b])
+    fn block(&self, b: usize) -> [&'a Block; M] {
+        self.blocks.map(|blocks| &blocks[b])
     }
 }
 
@@ -182,27 +172,27 @@ fn micro_simple<const BITS: usize, const MINIMUM: bool, const M: usize, const H:
     let block_bytes = codes + if BITS == 8 { 32 } else { 16 };
     let mut sums = [[_mm256_setzero_ps(); M]; H];
     for (b, block) in tile.chunks_exact(block_bytes * tile::ROWS).enumerate() {
-        let quants = x.block(b);
+        let x = x.block(b);
         for h in 0..H {
             let place = (half + h) * 32; // Of 8 rows in a unit of 4 bytes.
             let codes = &block[codes * tile::ROWS..];
             let integers = match BITS {
-                4 => dot_4(codes, place, quants),
-                5 => dot_5(load(block, high * tile::ROWS + place), codes, place, quants),
-                _ => dot_8(codes, place, quants),
+                4 => dot_4(codes, place, x),
+                5 => dot_5(load(block, high * tile::ROWS + place), codes, place, x),
+                _ => dot_8(codes, place, x),
             };
             let scale = load_f16(block, place / 2);
             for m in 0..M {
                 let mut integer = integers[m];
                 if BITS != 8 && !MINIMUM {
                     let zero = _mm256_set1_epi16(1 << (BITS - 1));
-                    integer = _mm256_sub_epi32(integer, _mm256_madd_epi16(broadcast_sums(x.sums[m], b), zero));
+                    integer = _mm256_sub_epi32(integer, _mm256_madd_epi16(broadcast_sums(x[m]), zero));
                 }
-                let scale = _mm256_mul_ps(scale, _mm256_set1_ps(x.scales[m][b]));
+                let scale = _mm256_mul_ps(scale, _mm256_set1_ps(x[m].scale));
                 sums[h][m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(integer), scale, sums[h][m]);
                 if MINIMUM {
                     let minimum = load_f16(block, 2 * tile::ROWS + place / 2);
-                    sums[h][m] = _mm256_fmadd_ps(minimum, _mm256_set1_ps(x.scaled_sums[m][b]), sums[h][m]);
+                    sums[h][m] = _mm256_fmadd_ps(minimum, _mm256_set1_ps(x[m].scaled_sum), sums[h][m]);
                 }
             }
         }
@@ -217,7 +207,7 @@ fn micro_simple<const BITS: usize, const MINIMUM: bool, const M: usize, const H:
 /// Σ code · quant over a block of 32 columns, for 8 rows and each of M activation rows.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn dot_4<const M: usize>(codes: &[u8], place: usize, x: [&Quants; M]) -> [__m256i; M] {
+fn dot_4<const M: usize>(codes: &[u8], place: usize, x: [&Block; M]) -> [__m256i; M] {
     let mask = _mm256_set1_epi8(15);
     let mut pairs = [_mm256_setzero_si256(); M];
     for v in 0..4 {
@@ -236,7 +226,7 @@ fn dot_4<const M: usize>(codes: &[u8], place: usize, x: [&Quants; M]) -> [__m256
 /// As `dot_4`, with fifth bits.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn dot_5<const M: usize>(bits: __m256i, codes: &[u8], place: usize, x: [&Quants; M]) -> [__m256i; M] {
+fn dot_5<const M: usize>(bits: __m256i, codes: &[u8], place: usize, x: [&Block; M]) -> [__m256i; M] {
     let mask = _mm256_set1_epi8(15);
     let mut sums = [_mm256_setzero_si256(); M];
     for pair in 0..2 {
@@ -263,7 +253,7 @@ fn dot_5<const M: usize>(bits: __m256i, codes: &[u8], place: usize, x: [&Quants;
 /// As `dot_4`, for int8 weights: |w| · (x with the sign of w), where |-128| is 128 unsigned and x never is -128.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn dot_8<const M: usize>(codes: &[u8], place: usize, x: [&Quants; M]) -> [__m256i; M] {
+fn dot_8<const M: usize>(codes: &[u8], place: usize, x: [&Block; M]) -> [__m256i; M] {
     let mut sums = [_mm256_setzero_si256(); M];
     for v in 0..8 {
         let weights = load(codes, v * 64 + place);
@@ -338,17 +328,16 @@ fn micro_k<const BITS: usize, const M: usize, const H: usize>(
             let mut below = [_mm256_setzero_ps(); M];
             for pair in 0..4 {
                 let packed = &block[(codes + 32 * pair) * tile::ROWS..];
-                let quants = [x.block(8 * b + 2 * pair), x.block(8 * b + 2 * pair + 1)];
-                let integers = dot_k::<BITS, M>(packed, &block[16 * tile::ROWS..], pair, place, quants);
+                let x = [x.block(8 * b + 2 * pair), x.block(8 * b + 2 * pair + 1)];
+                let integers = dot_k::<BITS, M>(packed, &block[16 * tile::ROWS..], pair, place, x);
                 for (side, integers) in integers.iter().enumerate() {
                     let j = 2 * pair + side;
                     let scale = byte_as_f32(&scales, j);
                     let minimum = byte_as_f32(&minimums, j);
                     for m in 0..M {
-                        let at = 8 * b + j;
-                        let scale = _mm256_mul_ps(scale, _mm256_set1_ps(x.scales[m][at]));
+                        let scale = _mm256_mul_ps(scale, _mm256_set1_ps(x[side][m].scale));
                         scaled[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(integers[m]), scale, scaled[m]);
-                        below[m] = _mm256_fmadd_ps(minimum, _mm256_set1_ps(x.scaled_sums[m][at]), below[m]);
+                        below[m] = _mm256_fmadd_ps(minimum, _mm256_set1_ps(x[side][m].scaled_sum), below[m]);
                     }
                 }
             }
@@ -374,7 +363,7 @@ fn dot_k<const BITS: usize, const M: usize>(
     fifths: &[u8],
     pair: usize,
     place: usize,
-    x: [[&Quants; M]; 2],
+    x: [[&Block; M]; 2],
 ) -> [[__m256i; M]; 2] {
     let mask = _mm256_set1_epi8(15);
     let sixteen = _mm256_set1_epi8(16);
@@ -424,12 +413,12 @@ fn micro_q6_k<const M: usize, const H: usize>(tile: &[u8], x: Micro<'_, M>, half
             for j in 0..8 {
                 // Lane r: (scale of columns 0 to 15, scale of columns 16 to 31) of row r.
                 let scales = _mm256_cvtepi8_epi16(load_half(block, (192 + 2 * j) * tile::ROWS + place / 2));
-                let integers = dot_6(block, j, place, scales, x.block(8 * b + j));
+                let x = x.block(8 * b + j);
+                let integers = dot_6(block, j, place, scales, x);
                 for m in 0..M {
-                    let at = 8 * b + j;
-                    let zero = _mm256_slli_epi32(_mm256_madd_epi16(scales, broadcast_sums(x.sums[m], at)), 5);
+                    let zero = _mm256_slli_epi32(_mm256_madd_epi16(scales, broadcast_sums(x[m])), 5);
                     let integer = _mm256_cvtepi32_ps(_mm256_sub_epi32(integers[m], zero));
-                    scaled[m] = _mm256_fmadd_ps(integer, _mm256_set1_ps(x.scales[m][at]), scaled[m]);
+                    scaled[m] = _mm256_fmadd_ps(integer, _mm256_set1_ps(x[m].scale), scaled[m]);
                 }
             }
             let d = load_f16(block, 208 * tile::ROWS + place / 2);
@@ -448,7 +437,7 @@ fn micro_q6_k<const M: usize, const H: usize>(tile: &[u8], x: Micro<'_, M>, half
 /// Σ scale · code · quant over group j of 32 columns of a Q6_K block: two sub-blocks of 16 with their scales.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn dot_6<const M: usize>(block: &[u8], j: usize, place: usize, scales: __m256i, x: [&Quants; M]) -> [__m256i; M] {
+fn dot_6<const M: usize>(block: &[u8], j: usize, place: usize, scales: __m256i, x: [&Block; M]) -> [__m256i; M] {
     let (h, g) = (j / 4, j % 4);
     let mask = _mm256_set1_epi8(15);
     let three = _mm256_set1_epi8(3);
@@ -547,7 +536,7 @@ fn micro_float<F: Float, const M: usize, const H: usize>(tile: &[u8], x: Micro<'
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn quantize(x: &[f32], out: QuantizedRowMut<'_>) {
+fn quantize(x: &[f32], out: &mut [Block]) {
     lanes::quantize(x, out);
 }
 #[target_feature(enable = "avx2,fma,f16c")]
