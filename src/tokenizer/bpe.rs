@@ -20,36 +20,43 @@ pub(super) struct Bpe {
 }
 
 /// The texts of all tokens, as in the file, with their numbers.
-pub(super) struct Index<'a>(HashMap<&'a [u8], u32>);
+pub(super) struct Index {
+    texts: Texts,
+    /// Those that are not UTF-8: they stand for no text.
+    others: HashMap<Vec<u8>, u32>,
+}
 
-impl<'a> Index<'a> {
+impl Index {
     /// Refuses what has no one meaning: empty and repeated tokens.
-    pub(super) fn new(texts: &[&'a [u8]]) -> Result<Index<'a>> {
-        let mut map = HashMap::new();
-        let bytes = texts.len().saturating_mul(size_of::<(&[u8], u32)>());
-        map.try_reserve(texts.len()).map_err(|_| Error::NoMemory { what: "the index of tokens", bytes })?;
-        for (index, text) in texts.iter().enumerate() {
-            if text.is_empty() {
-                return Err(Error::Format(format!("{TOKENS}[{index}] is empty")));
+    pub(super) fn new(texts: &[&[u8]]) -> Result<Index> {
+        let mut index = Index { texts: Texts::with_capacity(texts.len()), others: HashMap::new() };
+        for (token, bytes) in texts.iter().enumerate() {
+            if bytes.is_empty() {
+                return Err(Error::Format(format!("{TOKENS}[{token}] is empty")));
             }
-            if let Some(first) = map.insert(*text, index as u32) {
-                let text = String::from_utf8_lossy(text);
-                return Err(Error::Format(format!("{TOKENS}[{index}] repeats {TOKENS}[{first}]: {text:?}")));
+            let first = match std::str::from_utf8(bytes) {
+                Ok(text) => index.texts.insert(text.to_owned(), token as u32),
+                Err(_) => index.others.insert(bytes.to_vec(), token as u32),
+            };
+            if let Some(first) = first {
+                let text = String::from_utf8_lossy(bytes);
+                return Err(Error::Format(format!("{TOKENS}[{token}] repeats {TOKENS}[{first}]: {text:?}")));
             }
         }
-        Ok(Index(map))
+        Ok(index)
     }
 
-    pub(super) fn get(&self, text: &[u8]) -> Option<u32> {
-        self.0.get(text).copied()
+    pub(super) fn get(&self, text: &str) -> Option<u32> {
+        self.texts.get(text).copied()
     }
 }
 
 impl Bpe {
+    /// `texts`: of all tokens, as in the file, the same that `index` has.
     pub(super) fn new(
         texts: &[&[u8]],
         kinds: &[Kind],
-        index: &Index<'_>,
+        index: Index,
         merges: &[&[u8]],
         ignore_merges: bool,
     ) -> Result<Bpe> {
@@ -59,17 +66,10 @@ impl Bpe {
             (Some(Kind::UserDefined), Some(text)) => is_literal(text),
             _ => false,
         };
-        let known = known_bytes(index, mergeable)?;
-        let merges = checked_merges(index, merges, mergeable)?;
-        let mut vocab = Texts::with_capacity(texts.len());
-        for (token, text) in texts.iter().enumerate() {
-            let token = token as u32;
-            if let Ok(text) = std::str::from_utf8(text)
-                && mergeable(token)
-            {
-                vocab.insert(text.to_owned(), token);
-            }
-        }
+        let known = known_bytes(&index, mergeable)?;
+        let merges = checked_merges(&index, merges, texts.len(), mergeable)?;
+        let mut vocab = index.texts;
+        vocab.retain(|_, token| mergeable(*token));
         let model = BPE::builder()
             .vocab_and_merges(vocab, merges)
             .ignore_merges(ignore_merges)
@@ -106,13 +106,22 @@ impl Bpe {
     }
 }
 
+/// Whether a merge makes this text.
+pub(super) fn makes(merge: &[u8], text: &[u8]) -> bool {
+    merge.len() == text.len() + 1
+        && merge.iter().position(|byte| *byte == b' ').is_some_and(|space| {
+            let (left, right) = (&merge[..space], &merge[space + 1..]);
+            text.strip_prefix(left) == Some(right)
+        })
+}
+
 /// Which bytes are tokens. Real vocabularies lack some that text has hardly ever; one that lacks more is damaged.
-fn known_bytes(index: &Index<'_>, mergeable: impl Fn(u32) -> bool) -> Result<[bool; 256]> {
+fn known_bytes(index: &Index, mergeable: impl Fn(u32) -> bool) -> Result<[bool; 256]> {
     let mut known = [false; 256];
     for byte in 0..=255u8 {
         let mut utf8 = [0; 4];
         let text = ALPHABET[byte as usize].encode_utf8(&mut utf8);
-        known[byte as usize] = index.get(text.as_bytes()).is_some_and(&mergeable);
+        known[byte as usize] = index.get(text).is_some_and(&mergeable);
         // The ASCII that people type, and all of UTF-8 but the lead bytes of the private and unassigned planes.
         let needed = matches!(byte, b'\t' | b'\n' | b'\r' | 0x20..=0x7E | 0x80..=0xBF | 0xC2..=0xF0);
         if needed && !known[byte as usize] {
@@ -123,12 +132,13 @@ fn known_bytes(index: &Index<'_>, mergeable: impl Fn(u32) -> bool) -> Result<[bo
 }
 
 /// The merges as pairs of texts, in order. Those that would make or use what text may not become are left out.
-fn checked_merges(index: &Index<'_>, merges: &[&[u8]], mergeable: impl Fn(u32) -> bool) -> Result<Merges> {
+fn checked_merges(index: &Index, merges: &[&[u8]], tokens: usize, mergeable: impl Fn(u32) -> bool) -> Result<Merges> {
     let mut pairs: Merges = reserved("merges", merges.len())?;
-    let mut seen = HashSet::new();
-    let bytes = merges.len().saturating_mul(size_of::<(u32, u32)>());
-    seen.try_reserve(merges.len()).map_err(|_| Error::NoMemory { what: "the index of merges", bytes })?;
-    let mut whole = Vec::new();
+    // The left half of the last merge that made each token; those of the earlier ones are in the set.
+    let mut made: Vec<Option<u32>> = reserved("merges", tokens)?;
+    made.resize(tokens, None);
+    let mut made_again = HashSet::new();
+    let mut whole = String::new();
     for (number, merge) in merges.iter().enumerate() {
         let wrong = |why: &str| Error::Format(format!("{MERGES}[{number}] {:?} {why}", String::from_utf8_lossy(merge)));
         let text = std::str::from_utf8(merge).map_err(|_| wrong("is not UTF-8"))?;
@@ -137,16 +147,21 @@ fn checked_merges(index: &Index<'_>, merges: &[&[u8]], mergeable: impl Fn(u32) -
             return Err(wrong("is not two tokens with a space between them"));
         };
         whole.clear();
-        whole.extend_from_slice(left.as_bytes());
-        whole.extend_from_slice(right.as_bytes());
-        let token = |part: &[u8]| {
-            index.get(part).ok_or_else(|| wrong(&format!("needs the token {:?}", String::from_utf8_lossy(part))))
+        whole.extend([left, right]);
+        let token = |part: &str| index.get(part).ok_or_else(|| wrong(&format!("needs the token {part:?}")));
+        let [left_id, right_id, whole_id] = [token(left)?, token(right)?, token(&whole)?];
+        // What is made and the left half say what the right half is.
+        let is_new = match made[whole_id as usize].replace(left_id) {
+            None => true,
+            Some(other) => {
+                made_again.insert((whole_id, other));
+                !made_again.contains(&(whole_id, left_id))
+            }
         };
-        let ids = [token(left.as_bytes())?, token(right.as_bytes())?, token(&whole)?];
-        if !seen.insert((ids[0], ids[1])) {
+        if !is_new {
             return Err(wrong("comes twice"));
         }
-        if ids.into_iter().all(&mergeable) {
+        if [left_id, right_id, whole_id].into_iter().all(&mergeable) {
             pairs.push((left.to_owned(), right.to_owned()));
         }
     }

@@ -4,6 +4,7 @@
 //! also pays for every byte that an expression makes; nesting by a limit; the output by a length.
 
 mod clock;
+mod guard;
 mod python;
 
 use crate::file::Metadata;
@@ -18,9 +19,9 @@ const TEMPLATE: &str = "tokenizer.chat_template";
 const TEMPLATES: &str = "tokenizer.chat_templates";
 
 /// Templates of real models stay under 30,000 bytes.
-const TEMPLATE_BYTES_MAX: usize = 256 << 10;
+const TEMPLATE_BYTES_MAX: usize = 128 << 10;
 /// What a template may do on any input; one fuel is about one instruction or 64 bytes.
-const FUEL: u64 = 100_000;
+const FUEL: u64 = 50_000;
 /// And more for each value of the input, and each byte of it: loops over messages cost some hundred instructions each.
 const FUEL_PER_VALUE: u64 = 200;
 const BYTES_PER_FUEL: u64 = 2;
@@ -54,11 +55,9 @@ pub(super) struct Input<'a> {
 impl Templates {
     /// None when the file has no template.
     pub(super) fn from_metadata(metadata: &Metadata) -> Result<Option<Templates>> {
-        let named = |name: &str| -> Result<Option<Template>> {
-            let key = format!("{TEMPLATE}.{name}");
-            metadata.string(&key)?.map(|source| Template::new(&key, source)).transpose()
-        };
-        let mut default = metadata.string(TEMPLATE)?.map(|source| Template::new(TEMPLATE, source)).transpose()?;
+        let find = |key: &str| Ok::<_, Error>(metadata.string(key)?.map(Template::new));
+        let named = |name: &str| find(&format!("{TEMPLATE}.{name}"));
+        let mut default = find(TEMPLATE)?;
         if default.is_none() {
             default = named("default")?;
         }
@@ -112,12 +111,8 @@ impl Templates {
 }
 
 impl Template {
-    fn new(key: &str, source: &str) -> Result<Template> {
-        if source.len() > TEMPLATE_BYTES_MAX {
-            let message = format!("{key} has {} bytes, at most {TEMPLATE_BYTES_MAX}", source.len());
-            return Err(Error::Unsupported(message));
-        }
-        Ok(Template { source: source.to_owned(), environment: OnceLock::new() })
+    fn new(source: &str) -> Template {
+        Template { source: source.to_owned(), environment: OnceLock::new() }
     }
 
     fn render(&self, variables: &Json, input: &Input<'_>) -> Result<String> {
@@ -148,13 +143,17 @@ impl Template {
 const NAME: &str = "chat template";
 
 fn compile(source: &str) -> Result<Environment<'static>, String> {
+    if source.len() > TEMPLATE_BYTES_MAX {
+        return Err(format!("the chat template has {} bytes, at most {TEMPLATE_BYTES_MAX}", source.len()));
+    }
     let mut environment = Environment::new();
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     environment.set_syntax(syntax.map_err(|error| error.to_string())?);
     environment.set_recursion_limit(RECURSION_MAX);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     python::install(&mut environment);
-    match environment.add_template_owned(NAME, source.to_owned()) {
+    guard::install(&mut environment);
+    match environment.add_template_owned(NAME, guard::guard(source)?) {
         Ok(()) => Ok(environment),
         Err(error) => Err(describe(&error)),
     }

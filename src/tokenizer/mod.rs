@@ -84,8 +84,8 @@ impl Tokenizer {
         }
         let index = Index::new(&texts)?;
         let mut kinds = vocab::kinds(metadata.ints(TOKEN_TYPE)?.as_deref(), texts.len())?;
-        let ends = ends(metadata, &index, &mut kinds)?;
-        let bpe = Bpe::new(&texts, &kinds, &index, &merges, pre.ignore_merges)?;
+        let ends = ends(metadata, &index, &merges, &mut kinds)?;
+        let bpe = Bpe::new(&texts, &kinds, index, &merges, pre.ignore_merges)?;
         let vocab = Vocab::new(&texts, kinds)?;
         let (bos, eos) = (token_id(metadata, BOS, vocab.len())?, token_id(metadata, EOS, vocab.len())?);
         Ok(Some(Tokenizer {
@@ -234,15 +234,19 @@ fn adds(metadata: &Metadata, key: &str, token: Option<u32>, token_key: &str) -> 
 
 /// All tokens that end generation, ascending.
 ///
-/// One known by its text is made a control token: files mark some as plain, and then text could end a turn.
-fn ends(metadata: &Metadata, index: &Index<'_>, kinds: &mut [Kind]) -> Result<Vec<u32>> {
+/// One known by its text is made a control token: files mark some as plain, and then text could end a turn. Not so what
+/// merges make: `</s>` in Qwen's vocabulary is a piece of HTML.
+fn ends(metadata: &Metadata, index: &Index, merges: &[&[u8]], kinds: &mut [Kind]) -> Result<Vec<u32>> {
     let mut ends = Vec::with_capacity(ENDS.len() + END_TEXTS.len());
     for key in ENDS {
         ends.extend(token_id(metadata, key, kinds.len())?);
     }
-    for token in END_TEXTS.iter().filter_map(|text| index.get(text.as_bytes())) {
-        ends.push(token);
-        if let Some(kind) = kinds.get_mut(token as usize) {
+    for text in END_TEXTS {
+        let Some(token) = index.get(text) else { continue };
+        let Some(kind) = kinds.get_mut(token as usize) else { continue };
+        let merged = || merges.iter().any(|merge| bpe::makes(merge, text.as_bytes()));
+        if *kind == Kind::Control || !merged() {
+            ends.push(token);
             *kind = Kind::Control;
         }
     }

@@ -169,10 +169,12 @@ impl<'a> Pieces<'a> {
             let most = if alone && class == Class::Number { 1 } else { usize::MAX };
             return Some(self.run(0, class, most));
         }
-        match self.peek(1).filter(|_| first == ' ') {
-            Some((_, Class::Space)) | None => {}
-            Some((_, Class::Number)) if alone => {}
-            Some((_, next)) => return Some(self.run(1, next, usize::MAX)),
+        if first == ' ' {
+            match self.peek(1) {
+                Some((_, Class::Space)) | None => {}
+                Some((_, Class::Number)) if alone => {}
+                Some((_, next)) => return Some(self.run(1, next, usize::MAX)),
+            }
         }
         Some(self.space(self.run(0, Class::Space, usize::MAX)))
     }
@@ -190,5 +192,92 @@ impl<'a> Iterator for Pieces<'a> {
         let (piece, rest) = self.rest.split_at(end);
         self.rest = rest;
         Some(piece)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+    use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, SplitDelimiterBehavior};
+
+    const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+    const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+
+    /// The expressions themselves, run by the crate's engine.
+    struct Reference(Vec<(Family, Vec<Split>)>);
+
+    impl Reference {
+        fn new() -> Reference {
+            let split = |regex: &str| {
+                Split::new(SplitPattern::Regex(regex.into()), SplitDelimiterBehavior::Isolated, false).unwrap()
+            };
+            let qwen2 = LLAMA3.replace("{1,3}", "");
+            Reference(vec![
+                (Family::Llama3, vec![split(LLAMA3)]),
+                (Family::Qwen2, vec![split(&qwen2)]),
+                (Family::Gpt2, vec![split(GPT2)]),
+                (Family::SmolLm, vec![split(r"\p{N}"), split(GPT2)]),
+            ])
+        }
+
+        fn check(&self, text: &str, classes: &Classes) {
+            for (family, splits) in &self.0 {
+                let mut expected = PreTokenizedString::from(text);
+                splits.iter().for_each(|split| split.pre_tokenize(&mut expected).unwrap());
+                let expected: Vec<&str> = expected
+                    .get_splits(OffsetReferential::Original, OffsetType::Byte)
+                    .into_iter()
+                    .map(|(piece, _, _)| piece)
+                    .collect();
+                let found: Vec<&str> = Pieces::new(text, *family, classes).collect();
+                assert_eq!(found, expected, "{family:?} {text:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_character_is_cut_as_the_expressions_cut_it() {
+        let (reference, classes) = (Reference::new(), Classes::new().unwrap());
+        for block in (0..=u32::from(char::MAX)).step_by(64) {
+            let chars = || (block..block + 64).filter_map(char::from_u32);
+            reference.check(&chars().flat_map(|char| ['a', char, '1', char, ' ']).collect::<String>(), &classes);
+        }
+    }
+
+    #[test]
+    fn unknown_names_are_refused_and_known_ones_are_listed_once() {
+        let mut names: Vec<_> = TABLE.iter().flat_map(|pre| pre.names).collect();
+        names.sort_unstable();
+        assert!(names.windows(2).all(|pair| pair[0] != pair[1]));
+        for name in names {
+            assert!(find(Some(name)).unwrap().names.contains(name));
+        }
+        for name in [None, Some("default"), Some("deepseek-llm"), Some("qwen2 "), Some("QWEN2")] {
+            assert!(matches!(find(name), Err(Error::Unsupported(_))), "{name:?}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(800))]
+
+        #[test]
+        fn pieces_are_those_of_the_expressions(
+            parts in proptest::collection::vec(
+                proptest::sample::select(vec![
+                    "'", "'s", "'S", "'ll", "'Re", "'ſ", "ſ", " ", "  ", "\n", "\r", "\r\n", "\t", "\u{A0}", "\u{3000}", "\u{85}", "1", "22",
+                    "4444", "²", "a", "the", "É", "\u{301}", "中", "😀", "\u{200D}", "!", "...", "_", "\0", "\u{1C}", "\u{180E}", "s", "e", "l",
+                ]),
+                0..24,
+            ),
+            any in any::<String>(),
+        ) {
+            thread_local!(static FIXED: (Reference, Classes) = (Reference::new(), Classes::new().unwrap()));
+            FIXED.with(|(reference, classes)| {
+                reference.check(&parts.concat(), classes);
+                reference.check(&any, classes);
+            });
+        }
     }
 }
