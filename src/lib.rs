@@ -7,18 +7,21 @@
 //! | [`error`] | every way this crate can fail |
 //! | [`tensor`] | aligned memory and shapes, no maths |
 //! | [`quant`] | weight formats: block layout and dequantization, one file each |
-//! | [`file`] | GGUF: parsing, limits, memory mapping |
+//! | [`mod@file`] | GGUF: parsing, limits, memory mapping |
 //! | [`tokenizer`] | text to tokens and back, chat templates |
 //! | [`cpu`] | kernels, one table per instruction set, and the thread pool |
 //! | [`backend`] | the five stages of a layer, carried out by a machine |
 //! | [`model`] | configuration, architectures, weights, the forward pass |
 //! | [`sampler`] | logits to a token |
 //! | [`session`] | one sequence being generated |
+//! | `capi` | the C ABI of `include/edgellm.h` |
 
 #[cfg(not(panic = "unwind"))]
 compile_error!("libedgellm catches panics at its C boundary: build it with panic = \"unwind\"");
 
 pub mod backend;
+#[allow(non_camel_case_types)]
+mod capi;
 pub mod cpu;
 pub mod error;
 pub mod file;

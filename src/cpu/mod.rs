@@ -1,6 +1,6 @@
 //! Kernels, one table per instruction set, and the thread pool.
 //!
-//! [`ALL`] is the only list: `select` takes its first available entry, tests and benches walk it. All tables give the
+//! `ALL` is the only list: `select` takes its first available entry, tests and benches walk it. All tables give the
 //! same bits, which `scalar.rs` defines; a faster table lists only the kernels that it improves.
 
 pub mod environment;
@@ -28,6 +28,7 @@ static ALL: &[&Kernels] = &[
 pub const GEMM_ROWS_MAX: usize = 64;
 
 type Gemm = unsafe fn(tile: &[u8], x: Rows<'_>, out: &mut [f32]);
+type Attend = unsafe fn(&[f32], &[f32], &[f32], f32, &mut SoftmaxState, &mut [f32]);
 
 /// One function per hot operation, for one instruction set. `scalar.rs` has what each means.
 pub struct Kernels {
@@ -49,7 +50,7 @@ pub struct Kernels {
     silu_mul: unsafe fn(&mut [f32], &[f32]),
     rope: unsafe fn(&mut [f32], &[f32], &[f32], bool),
     softmax_stats: unsafe fn(&[f32]) -> (f32, f32),
-    attend: unsafe fn(&[f32], &[f32], &[f32], f32, &mut SoftmaxState, &mut [f32]),
+    attend: Attend,
     attend_end: unsafe fn(SoftmaxState, &[f32], &mut [f32]),
     f32_from_f16: unsafe fn(&[u16], &mut [f32]),
     f16_from_f32: unsafe fn(&[f32], &mut [u16]),

@@ -103,7 +103,7 @@ mod tests {
         for &format in Format::ALL.iter().filter(|&&format| fields(format).is_some()) {
             let columns = format.block_len() * 3;
             let row_bytes = format.block_bytes() * 3;
-            let bytes: Vec<u8> = (0..row_bytes * ROWS).map(|i| (i * 2_654_435_761 >> 7) as u8).collect();
+            let bytes: Vec<u8> = (0..row_bytes * ROWS).map(|i| ((i as u64 * 2_654_435_761) >> 7) as u8).collect();
             for count in [1, 7, ROWS] {
                 let rows: Vec<&[u8]> = bytes.chunks_exact(row_bytes).take(count).collect();
                 let mut tile = vec![0xAA; tile_bytes(format, columns)];

@@ -48,7 +48,7 @@ impl Config {
             return Err(Error::Unsupported(lengths));
         }
         let norm_epsilon = keys.float("attention.layer_norm_rms_epsilon", None)?;
-        if !(norm_epsilon >= 0.0 && norm_epsilon < 1.0) {
+        if !(0.0..1.0).contains(&norm_epsilon) {
             let epsilon = format!("{name}.attention.layer_norm_rms_epsilon {norm_epsilon} is not in 0..1");
             return Err(Error::Format(epsilon));
         }

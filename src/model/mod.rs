@@ -26,7 +26,7 @@ pub struct LoadOptions<'a> {
     pub spin_us: u32,
     /// Map the file (default) or read it.
     pub mmap: bool,
-    /// Weights dequantized to f32, activations in f32: slow and large, for checking.
+    /// Weights dequantized to f32, activations and KV cache in f32: slow and large, for checking.
     pub exact: bool,
     /// Kernel table by name (`x86_64-avx2`, `scalar`); None = `LIBEDGELLM_FORCE_ISA` or the best this CPU has.
     pub isa: Option<&'a str>,

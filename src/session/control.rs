@@ -91,6 +91,7 @@ impl Control {
         for (count, bucket) in durations.iter_mut().zip(&self.durations) {
             *count = if reset { bucket.swap(0, Relaxed) } else { bucket.load(Relaxed) };
         }
+        let step_ns_max = take(Counter::StepNsMax);
         Stats {
             steps: take(Counter::Steps),
             tokens_prompt: take(Counter::TokensPrompt),
@@ -101,10 +102,10 @@ impl Control {
             ns_prefill: take(Counter::NsPrefill),
             ns_decode: take(Counter::NsDecode),
             ns_sample: take(Counter::NsSample),
-            step_ns_p50: percentile(&durations, 50),
-            step_ns_p95: percentile(&durations, 95),
-            step_ns_p99: percentile(&durations, 99),
-            step_ns_max: take(Counter::StepNsMax),
+            step_ns_p50: percentile(&durations, 50).min(step_ns_max),
+            step_ns_p95: percentile(&durations, 95).min(step_ns_max),
+            step_ns_p99: percentile(&durations, 99).min(step_ns_max),
+            step_ns_max,
             kv_bytes: self.kv_bytes,
         }
     }

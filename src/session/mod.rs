@@ -218,14 +218,14 @@ impl Session {
         if tokens.is_empty() {
             return Err(Error::argument("no tokens"));
         }
+        let wanted = before.saturating_add(tokens.len());
+        if wanted > self.context_len {
+            return Err(Error::Context { capacity: self.context_len, wanted });
+        }
         let vocab_len = self.model.config().shape.vocab_len;
         if let Some(i) = tokens.iter().position(|&token| token as usize >= vocab_len) {
             let text = format!("token {} at index {i} is out of range: the vocabulary has {vocab_len}", tokens[i]);
             return Err(Error::argument(text));
-        }
-        let wanted = before.saturating_add(tokens.len());
-        if wanted > self.context_len {
-            return Err(Error::Context { capacity: self.context_len, wanted });
         }
         Ok(())
     }

@@ -65,6 +65,11 @@ pub struct Tokenizer {
     has_chat_template: bool,
 }
 
+const _: () = {
+    const fn any_thread<T: Send + Sync>() {}
+    any_thread::<Tokenizer>();
+};
+
 impl Tokenizer {
     /// None when the file has no vocabulary (`tokenizer.ggml.model` = `no_vocab` or absent).
     pub fn from_metadata(metadata: &Metadata) -> Result<Option<Tokenizer>> {

@@ -1,5 +1,6 @@
 //! The CPU backend: weights in tiles, stages as parallel regions over the thread pool.
 
+mod kv_cache;
 mod matrix;
 mod sequence;
 
@@ -16,7 +17,7 @@ use std::sync::Arc;
 pub struct Options {
     pub kernels: &'static Kernels,
     pub pool: ThreadPool,
-    /// All weights as f32, all activations in f32.
+    /// All weights as f32, all activations and the KV cache in f32.
     pub exact: bool,
     /// The file stays mapped: rows of an untied embedding are read from it when needed. Else they are copied.
     pub keep_file: bool,
@@ -31,6 +32,7 @@ struct Inner {
     shape: Shape,
     kernels: &'static Kernels,
     pool: ThreadPool,
+    exact: bool,
     embedding: Embedding,
     layers: Vec<Layer>,
     output_norm: Vec<f32>,
@@ -90,7 +92,7 @@ impl CpuBackend {
         };
         let head = repack(Linear { weight: head, bias: None })?;
         let output_norm = weights.output_norm;
-        Ok(CpuBackend { inner: Arc::new(Inner { shape, kernels, pool, embedding, layers, output_norm, head }) })
+        Ok(CpuBackend { inner: Arc::new(Inner { shape, kernels, pool, exact, embedding, layers, output_norm, head }) })
     }
 }
 
@@ -137,7 +139,7 @@ fn check_shape(shape: &Shape) -> Result<()> {
     }
     for (what, value, max) in [
         ("query heads per kv head", shape.query_heads / shape.kv_heads, sequence::GROUP_MAX),
-        ("head size", shape.head_dim, sequence::HEAD_DIM_MAX),
+        ("head size", shape.head_dim, kv_cache::HEAD_DIM_MAX),
     ] {
         if value > max {
             return Err(Error::Unsupported(format!("{what}: {value}, at most {max}")));

@@ -1,6 +1,7 @@
 //! The stages on the CPU: each is one or two parallel regions, split by outputs (tiles of 16), heads or tokens, never
 //! along a sum.
 
+use super::kv_cache::{HEAD_DIM_MAX, KvCache};
 use super::matrix::{Disjoint, Matrix, TileSums, check_tokens, tiled_width};
 use super::{Embedding, Inner, Layer};
 use crate::backend::Sequence;
@@ -17,14 +18,12 @@ const ATTENTION_TOKENS: usize = 16;
 /// See [`Sequence`].
 pub struct CpuSequence {
     inner: Arc<Inner>,
-    /// The context length in whole tiles of attention.
-    positions_max: usize,
+    context_len: usize,
     batch: usize,
     /// The pass: how many tokens, and the position of the first.
     tokens: usize,
     position: usize,
-    keys: Buffer<u16>,          // (layers, kv_heads, positions_max / 32, head_dim, 32), f16
-    values: Buffer<u16>,        // (layers, kv_heads, positions_max, head_dim), f16
+    cache: KvCache,
     residual: Buffer<f32>,      // (batch, hidden)
     normed: RowsBuffer,         // (batch, hidden): what attn_in, ffn_in and head project
     q: Buffer<f32>,             // (batch, query_heads * head_dim)
@@ -43,18 +42,13 @@ impl CpuSequence {
         let shape = &inner.shape;
         let attention = shape.query_heads * shape.head_dim;
         let kv_width = tiled_width(shape.kv_heads * shape.head_dim);
-        let too_large = || Error::NoMemory { what: "the KV cache", bytes: usize::MAX };
-        let cache = shape.layers * shape.kv_heads * shape.head_dim;
-        let positions_max = context_len.next_multiple_of(ATTENTION_TILE);
-        let cache = cache.checked_mul(positions_max).ok_or_else(too_large)?;
         let scratch = "activations";
         Ok(CpuSequence {
-            positions_max,
+            context_len,
             batch,
             tokens: 0,
             position: 0,
-            keys: Buffer::zeroed("the KV cache", cache)?,
-            values: Buffer::zeroed("the KV cache", cache)?,
+            cache: KvCache::new(shape.layers, shape.kv_heads, shape.head_dim, context_len, inner.exact)?,
             residual: Buffer::zeroed(scratch, batch * shape.hidden)?,
             normed: RowsBuffer::new(batch, shape.hidden)?,
             q: Buffer::zeroed(scratch, batch * attention)?,
@@ -151,7 +145,7 @@ impl Sequence for CpuSequence {
         let inner = &*self.inner;
         let shape = &inner.shape;
         check_tokens(tokens, shape.vocab_len)?;
-        assert!(tokens.len() <= self.batch && position + tokens.len() <= self.positions_max);
+        assert!(tokens.len() <= self.batch && position + tokens.len() <= self.context_len);
         (self.tokens, self.position) = (tokens.len(), position);
         for (token, out) in tokens.iter().zip(self.residual.chunks_exact_mut(shape.hidden)) {
             embedding_row(inner, *token as usize, out)?;
@@ -191,10 +185,8 @@ impl Sequence for CpuSequence {
         // A task takes all query heads of a kv head, or one where that leaves threads without work.
         let heads = if blocks * shape.kv_heads >= inner.pool.threads() { group } else { 1 };
         let tasks = blocks * (shape.query_heads / heads);
-        let cache = layer * shape.kv_heads * self.positions_max * head_dim;
         let q = &*self.q;
-        let (all_keys, all_values) = (&self.keys[cache..], &self.values[cache..]);
-        let (position, positions_max) = (self.position, self.positions_max);
+        let (cache, position) = (&self.cache, self.position);
         let scratch_len = attention_scratch(inner);
         let scratch = Disjoint::new(&mut self.attention_f32);
         let out = Disjoint::new(&mut self.attended.values);
@@ -207,10 +199,10 @@ impl Sequence for CpuSequence {
                 let (block, first_head) = (blocks - 1 - task % blocks, task / blocks * heads);
                 let first = block * ATTENTION_TOKENS;
                 let count = (tokens - first).min(ATTENTION_TOKENS);
-                let kv = first_head / group * positions_max * head_dim;
                 let task = AttentionTask {
-                    keys: &all_keys[kv..][..positions_max * head_dim],
-                    values: &all_values[kv..][..positions_max * head_dim],
+                    cache,
+                    layer,
+                    kv_head: first_head / group,
                     position: position + first,
                     count,
                     heads,
@@ -287,7 +279,7 @@ impl Sequence for CpuSequence {
     }
 
     fn kv_bytes(&self) -> usize {
-        self.keys.bytes() + self.values.bytes()
+        self.cache.bytes()
     }
 }
 
@@ -300,11 +292,10 @@ impl CpuSequence {
         let q_width = shape.query_heads * head_dim;
         let kv_width = tiled_width(shape.kv_heads * head_dim);
         let (cos, sin, v) = (&*self.cos, &*self.sin, &*self.v);
-        let (position, positions_max) = (self.position, self.positions_max);
+        let position = self.position;
         let q = Disjoint::new(&mut self.q);
         let k = Disjoint::new(&mut self.k);
-        let keys = Disjoint::new(&mut self.keys);
-        let values = Disjoint::new(&mut self.values);
+        let cache = self.cache.writer();
         let tokens = self.tokens;
         inner.pool.each(tokens, if tokens < 4 { tokens } else { 1 }, |_, range| {
             for t in range {
@@ -325,18 +316,8 @@ impl CpuSequence {
                 let heads = k.chunks_exact_mut(head_dim).zip(v).take(shape.kv_heads);
                 for (h, (k, v)) in heads.enumerate() {
                     rotate(k, &weights.k_norm);
-                    let at = ((layer * shape.kv_heads + h) * positions_max + position + t) * head_dim;
                     // SAFETY: as above.
-                    kernels.f16_from_f32(v, unsafe { values.range(at..at + head_dim) });
-                    let mut key = [0; HEAD_DIM_MAX];
-                    kernels.f16_from_f32(k, &mut key[..head_dim]);
-                    let lane = (position + t) % ATTENTION_TILE;
-                    let tile = at - lane * head_dim;
-                    for (d, key) in key[..head_dim].iter().enumerate() {
-                        let at = tile + d * ATTENTION_TILE + lane;
-                        // SAFETY: as above: this lane of the tile is the token's.
-                        unsafe { keys.range(at..at + 1).fill(*key) };
-                    }
+                    unsafe { cache.write(kernels, layer, h, position + t, k, v) };
                 }
             }
         })
@@ -349,9 +330,6 @@ fn rms_norm_in_place(inner: &Inner, head: &mut [f32], weight: &[f32]) {
     inner.kernels.rms_norm(head, weight, inner.shape.norm_epsilon, out);
     head.copy_from_slice(out);
 }
-
-/// The longest head (Llama's and Qwen3's are 128).
-pub const HEAD_DIM_MAX: usize = 512;
 
 fn embedding_row(inner: &Inner, token: usize, out: &mut [f32]) -> Result<()> {
     let (bytes, format) = match &inner.embedding {
@@ -372,10 +350,11 @@ fn embedding_row(inner: &Inner, token: usize, out: &mut [f32]) -> Result<()> {
 
 /// Some query heads of one kv head for some tokens.
 struct AttentionTask<'a> {
-    keys: &'a [u16],   // (positions_max / 32, head_dim, 32)
-    values: &'a [u16], // (positions_max, head_dim)
-    position: usize,   // of the first token
-    count: usize,      // of tokens
+    cache: &'a KvCache,
+    layer: usize,
+    kv_head: usize,
+    position: usize, // of the first token
+    count: usize,    // of tokens
     heads: usize,
     head_dim: usize,
 }
@@ -398,9 +377,7 @@ impl AttentionTask<'_> {
         let mut states = [[SoftmaxState::EMPTY; GROUP_MAX]; ATTENTION_TOKENS];
         for from in (0..position + count).step_by(ATTENTION_TILE) {
             let len = (position + count - from).min(ATTENTION_TILE);
-            let range = from * head_dim..(from + len) * head_dim;
-            inner.kernels.f32_from_f16(&self.keys[from * head_dim..][..keys.len()], keys);
-            inner.kernels.f32_from_f16(&self.values[range], &mut values[..len * head_dim]);
+            self.cache.read(inner.kernels, self.layer, self.kv_head, from, keys, &mut values[..len * head_dim]);
             for t in (from.saturating_sub(position))..count {
                 let seen = (position + t + 1 - from).min(len) * head_dim;
                 for h in 0..heads {

@@ -9,7 +9,6 @@
 
 use super::super::lanes::{self, SoftmaxState};
 use super::super::rows::{BLOCK, Block, Rows, SUM};
-use super::super::scalar::SCALAR;
 use super::super::{Kernels, tile};
 use crate::quant::Format;
 use std::arch::x86_64::*;
@@ -39,7 +38,6 @@ pub static AVX2: Kernels = Kernels {
     attend_end,
     f32_from_f16,
     f16_from_f32,
-    ..SCALAR
 };
 
 /// Rows of a register.

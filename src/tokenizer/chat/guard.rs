@@ -18,13 +18,10 @@ const MEMBER: &str = "_bounded_member";
 const DEPTH_MAX: usize = 64;
 /// What each value inside one with a name costs: later comparisons of it are free.
 const FUEL_PER_VALUE: u64 = 4;
-/// How many statements and expressions a template may have.
-const EXPRESSIONS_MAX: usize = 10_000;
-/// How many of them may be `elif`: the engine recurses once for each.
+/// How many tokens a statement or expression may have: the engine recurses once for each operator of `1 + 1 + …`.
+const TOKENS_MAX: usize = 1000;
+/// How many `elif`s a template may have: the engine recurses once for each.
 const ELIFS_MAX: usize = 200;
-/// How long one may be. The engine recurses once for each operator of `1 + 1 + …`.
-const EXPRESSION_TOKENS_MAX: usize = 1000;
-const EXPRESSION_BYTES_MAX: usize = 32 << 10;
 
 /// Adds the filters.
 pub(super) fn install(environment: &mut Environment<'static>) {
@@ -73,188 +70,209 @@ fn refused(message: String) -> Error {
 
 /// The template with the filters in it; lines stay where they were.
 ///
-/// Everything that looks like a statement is taken for one, even inside a string or comment: nothing can hide.
+/// Statements are found as the engine's lexer finds them. What it would refuse is left for it to refuse.
 pub(super) fn guard(source: &str) -> Result<String, String> {
-    check_expressions(source)?;
     let mut guarded = String::with_capacity(source.len() + source.len() / 4);
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let (before, statement) = rest.split_at(start + 2);
-        guarded.push_str(before);
-        let tokens = Tokens { text: statement, at: usize::from(statement.starts_with(['-', '+'])) };
-        let end = match statement_keyword(tokens) {
-            Some(("set", tokens)) => guard_set(tokens, &mut guarded),
-            Some(("for", tokens)) => guard_for(tokens, &mut guarded)?,
-            Some(("macro", tokens)) => guard_macro(tokens, &mut guarded),
-            Some(("call", tokens)) if tokens.clone().next() == Some("(") => {
-                return Err(unsupported("`call` with parameters", source, rest));
-            }
-            Some(("with", _)) => return Err(unsupported("`with`", source, rest)),
-            _ => 0,
+    let (mut at, mut elifs) = (0, 0);
+    while let Some(start) = find_marker(source, at) {
+        let (marker, rest) = source[start..].split_at(2);
+        guarded.push_str(&source[at..start + 2]);
+        at = start + 2;
+        if marker == "{#" {
+            let inner = usize::from(rest.starts_with(['-', '+']));
+            let Some(len) = rest[inner..].find("#}") else { break };
+            let end = inner + len + 2;
+            guarded.push_str(&rest[..end]);
+            at += end;
+            continue;
+        }
+        let refused = |what: &str| {
+            let line = 1 + source[..start].matches('\n').count();
+            format!("chat template, line {line}: {what} is not supported")
         };
-        rest = &statement[end..];
+        let Some(code) = Code::lex(rest, if marker == "{{" { "}}" } else { "%}" }) else { break };
+        code.check().map_err(refused)?;
+        at += code.end;
+        if marker == "{{" {
+            guarded.push_str(&rest[..code.end]);
+            continue;
+        }
+        match code.token(0) {
+            "set" => code.guard_set(&mut guarded),
+            "for" => code.guard_for(&mut guarded).map_err(refused)?,
+            "macro" => code.guard_macro(&mut guarded),
+            "call" if code.token(1) == "(" => return Err(refused("`call` with parameters")),
+            "with" => return Err(refused("`with`")),
+            // Marks what the model wrote, for training.
+            "generation" => code.replace("if true ", &mut guarded),
+            "endgeneration" => code.replace("endif ", &mut guarded),
+            "raw" => {
+                let Some(end) = find_endraw(source, at) else { break };
+                guarded.push_str(&source[start + 2..end]);
+                at = end;
+            }
+            keyword => {
+                elifs += usize::from(keyword == "elif");
+                if elifs > ELIFS_MAX {
+                    return Err(refused(&format!("`elif` more than {ELIFS_MAX} times")));
+                }
+                guarded.push_str(&rest[..code.end]);
+            }
+        }
     }
-    guarded.push_str(rest);
+    guarded.push_str(&source[at..]);
     Ok(guarded)
 }
 
-/// Refuses long expressions, and those that repeat (`*`) twice, as in `[[a] * 99] * 99`; strings are paid for and do not
-/// count.
-fn check_expressions(source: &str) -> Result<(), String> {
-    let mut elifs = 0;
-    let starts = source.match_indices("{{").chain(source.match_indices("{%"));
-    for (count, (start, _)) in starts.enumerate() {
-        if count == EXPRESSIONS_MAX {
-            return Err(format!("chat template: more than {EXPRESSIONS_MAX} statements and expressions"));
+/// Where the next `{{`, `{%` or `{#` is.
+fn find_marker(source: &str, at: usize) -> Option<usize> {
+    let pairs = source.as_bytes()[at..].windows(2);
+    pairs.into_iter().position(|pair| matches!(pair, b"{{" | b"{%" | b"{#")).map(|found| at + found)
+}
+
+/// The end of the next `endraw` statement.
+fn find_endraw(source: &str, mut at: usize) -> Option<usize> {
+    loop {
+        at += source[at..].find("{%")? + 2;
+        let tag = &source[at..];
+        let tag = tag.strip_prefix(['-', '+']).unwrap_or(tag).trim_start();
+        let Some(tag) = tag.strip_prefix("endraw").map(str::trim_start) else { continue };
+        if let Some(rest) = tag.strip_prefix(['-', '+']).unwrap_or(tag).strip_prefix("%}") {
+            return Some(source.len() - rest.len());
         }
-        let mut tokens = Tokens { text: &source[start + 2..], at: 0 };
-        let (mut count, mut depth, mut repetitions, mut last) = (0, 0, 0, "");
-        while let Some(token) = tokens.next() {
-            count += 1;
-            elifs += usize::from(token == "elif");
-            match token {
-                "%}" => break,
-                "{" => depth += 1,
-                "}" if depth == 0 => break,
-                "}" => depth -= 1,
-                "*" => {
-                    let next = tokens.clone().next().unwrap_or_default();
-                    repetitions += usize::from(![last, next].iter().any(|side| side.starts_with(['\'', '"'])));
-                }
+    }
+}
+
+/// The inside of a statement or expression.
+struct Code<'a> {
+    text: &'a str,
+    /// Where each token begins, and the token: a name, a string, one or two signs.
+    tokens: Vec<(usize, &'a str)>,
+    /// Where the end marker begins, with its `-` or `+`.
+    close: usize,
+    end: usize,
+}
+
+impl<'a> Code<'a> {
+    /// The code that begins after an opening marker; None when it has no end.
+    fn lex(text: &'a str, marker: &str) -> Option<Code<'a>> {
+        let (mut tokens, mut depth) = (Vec::new(), 0);
+        let mut at = usize::from(text.starts_with(['-', '+']));
+        loop {
+            at = text.len() - text[at..].trim_start().len();
+            let rest = &text[at..];
+            let first = rest.chars().next()?;
+            let trims = usize::from(matches!(first, '-' | '+'));
+            if depth == 0 && rest[trims..].starts_with(marker) {
+                return Some(Code { text, tokens, close: at, end: at + trims + marker.len() });
+            }
+            match first {
+                '(' | '[' | '{' => depth += 1,
+                ')' | ']' | '}' => depth -= 1,
                 _ => {}
             }
-            last = token;
-            if repetitions > 1 {
-                return Err(unsupported("more than one `*` in an expression", source, &source[start..]));
-            }
-            if elifs > ELIFS_MAX {
-                return Err(unsupported(&format!("`elif` more than {ELIFS_MAX} times"), source, &source[start..]));
-            }
-            if count > EXPRESSION_TOKENS_MAX || tokens.at > EXPRESSION_BYTES_MAX {
-                let what = format!("an expression of more than {EXPRESSION_TOKENS_MAX} words");
-                return Err(unsupported(&what, source, &source[start..]));
-            }
+            let len = token_len(rest, first)?;
+            tokens.push((at, &rest[..len]));
+            at += len;
         }
     }
-    Ok(())
-}
 
-fn unsupported(what: &str, source: &str, rest: &str) -> String {
-    let line = 1 + source[..source.len() - rest.len()].matches('\n').count();
-    format!("chat template, line {line} or after: {what} is not supported")
-}
+    fn token(&self, index: usize) -> &'a str {
+        self.tokens.get(index).map_or("", |(_, token)| token)
+    }
 
-fn statement_keyword(mut tokens: Tokens<'_>) -> Option<(&str, Tokens<'_>)> {
-    let keyword = tokens.next()?;
-    Some((keyword, tokens))
-}
+    /// Refuses long code, and code that repeats (`*`) twice, as in `[[a] * 99] * 99`; strings are paid for and do not
+    /// count.
+    fn check(&self) -> Result<(), &'static str> {
+        const _: () = assert!(TOKENS_MAX == 1000);
+        if self.tokens.len() > TOKENS_MAX {
+            return Err("an expression of more than 1000 words");
+        }
+        let is_string = |index: usize| self.token(index).starts_with(['\'', '"']);
+        let repeats = |index: &usize| self.token(*index) == "*" && !is_string(index - 1) && !is_string(index + 1);
+        if (1..self.tokens.len()).filter(repeats).count() > 1 {
+            return Err("more than one `*` in an expression");
+        }
+        Ok(())
+    }
 
-/// `set TARGET = VALUE` becomes `set TARGET = (VALUE)|filter`. Returns where copying goes on.
-fn guard_set(mut tokens: Tokens<'_>, guarded: &mut String) -> usize {
-    let (mut filter, mut depth) = (VALUE, 0);
-    while let Some(token) = tokens.next() {
-        match token {
-            "." => filter = MEMBER,
-            "(" | "[" | "{" => depth += 1,
-            ")" | "]" | "}" => depth -= 1,
-            "=" if depth == 0 => break,
-            // A block `set`: its value is a string.
-            "%}" | "|" => return 0,
-            _ => {}
+    /// `set TARGET = VALUE` becomes `set TARGET = (VALUE)|filter`. The value of a block `set` is a string.
+    fn guard_set(&self, guarded: &mut String) {
+        let assignment = self.tokens.iter().position(|(_, token)| matches!(*token, "=" | "|"));
+        let Some(assignment) = assignment.filter(|index| self.token(*index) == "=") else {
+            return guarded.push_str(&self.text[..self.end]);
+        };
+        let (target, value) = self.tokens.split_at(assignment);
+        let filter = if target.iter().any(|(_, token)| *token == ".") { MEMBER } else { VALUE };
+        let value = value[0].0 + 1;
+        let parts = [&self.text[..value], "(", &self.text[value..self.close], ")|", filter];
+        guarded.extend(parts);
+        guarded.push_str(&self.text[self.close..self.end]);
+    }
+
+    /// After `for TARGETS in …` the targets are set to themselves through the filter.
+    fn guard_for(&self, guarded: &mut String) -> Result<(), &'static str> {
+        let mut tokens = self.tokens.iter().skip(1).map(|(_, token)| *token);
+        let names: Vec<&str> =
+            tokens.by_ref().take_while(|token| *token != "in").filter(|token| is_name(token)).collect();
+        if tokens.any(|token| token == "recursive") {
+            return Err("a recursive loop");
+        }
+        self.rebind(&names, guarded);
+        Ok(())
+    }
+
+    /// After `macro NAME(PARAMETERS)` the parameters are set to themselves through the filter.
+    fn guard_macro(&self, guarded: &mut String) {
+        let (mut names, mut depth, mut expected) = (Vec::new(), 0, false);
+        for (_, token) in &self.tokens {
+            match *token {
+                "(" | "[" | "{" => depth += 1,
+                ")" | "]" | "}" => depth -= 1,
+                name if expected && is_name(name) => names.push(name),
+                _ => {}
+            }
+            expected = depth == 1 && matches!(*token, "(" | ",");
+        }
+        self.rebind(&names, guarded);
+    }
+
+    /// Another statement in its place, with the same trimming of spaces.
+    fn replace(&self, statement: &str, guarded: &mut String) {
+        let trims = usize::from(self.text.starts_with(['-', '+']));
+        guarded.extend([&self.text[..trims], " ", statement, &self.text[self.close..self.end]]);
+    }
+
+    /// Copies the statement and adds `set NAME = NAME|filter` for each name, with the same trimming of spaces.
+    fn rebind(&self, names: &[&str], guarded: &mut String) {
+        guarded.push_str(&self.text[..self.end]);
+        for name in names {
+            guarded.extend(["{%set ", name, "=", name, "|", VALUE, " ", &self.text[self.close..self.end]]);
         }
     }
-    let value = tokens.at;
-    let Some(close) = tokens.find_end() else { return 0 };
-    let text = &tokens.text[value..close];
-    guarded.push_str(&format!("{}({text})|{filter}", &tokens.text[..value]));
-    close
-}
-
-/// After `for TARGETS in …` the targets are set to themselves through the filter.
-fn guard_for(mut tokens: Tokens<'_>, guarded: &mut String) -> Result<usize, String> {
-    let mut names = Vec::new();
-    for token in tokens.by_ref().take_while(|token| *token != "in" && *token != "%}") {
-        names.extend(is_name(token).then_some(token));
-    }
-    if tokens.clone().take_while(|token| *token != "%}").any(|token| token == "recursive") {
-        return Err("chat template: recursive loops are not supported".into());
-    }
-    Ok(rebind(tokens, &names, guarded))
-}
-
-/// After `macro NAME(PARAMETERS)` the parameters are set to themselves through the filter.
-fn guard_macro(tokens: Tokens<'_>, guarded: &mut String) -> usize {
-    let (mut names, mut depth, mut expected) = (Vec::new(), 0, false);
-    for token in tokens.clone().take_while(|token| *token != "%}") {
-        match token {
-            "(" | "[" | "{" => depth += 1,
-            ")" | "]" | "}" => depth -= 1,
-            _ if expected && is_name(token) => names.push(token),
-            _ => {}
-        }
-        expected = depth == 1 && matches!(token, "(" | ",");
-    }
-    rebind(tokens, &names, guarded)
-}
-
-/// Copies a statement to its end and adds `set NAME = NAME|filter` for each name, with the same trimming of spaces.
-fn rebind(mut tokens: Tokens<'_>, names: &[&str], guarded: &mut String) -> usize {
-    let Some(close) = tokens.find_end() else { return 0 };
-    let end = close + tokens.text[close..].find("%}").map_or(0, |marker| marker + 2);
-    let marker = &tokens.text[close..end];
-    guarded.push_str(&tokens.text[..end]);
-    for name in names {
-        guarded.push_str(&format!("{{%set {name}={name}|{VALUE} {marker}"));
-    }
-    end
 }
 
 fn is_name(token: &str) -> bool {
     token.starts_with(|char: char| char.is_alphabetic() || char == '_')
 }
 
-/// The tokens of a statement, as far as they matter here: names, strings, single signs, the end.
-#[derive(Clone)]
-struct Tokens<'a> {
-    text: &'a str,
-    at: usize,
-}
-
-impl Tokens<'_> {
-    /// Skips to the end of the statement; where its `%}`, `-%}` or `+%}` begins.
-    fn find_end(&mut self) -> Option<usize> {
-        self.by_ref().find(|token| *token == "%}")?;
-        let close = self.at - 2;
-        let trims = self.text[..close].ends_with(['-', '+']);
-        Some(close - usize::from(trims))
+/// How long the token is that `rest` begins with; None for a string without end.
+fn token_len(rest: &str, first: char) -> Option<usize> {
+    let word = |char: char| char.is_alphanumeric() || char == '_';
+    if matches!(first, '\'' | '"') {
+        let mut escaped = false;
+        let close = rest[1..].find(|char| {
+            let closes = char == first && !escaped;
+            escaped = char == '\\' && !escaped;
+            closes
+        });
+        return close.map(|close| close + 2);
     }
-}
-
-impl<'a> Iterator for Tokens<'a> {
-    type Item = &'a str;
-
-    fn next(&mut self) -> Option<&'a str> {
-        let rest = self.text[self.at..].trim_start();
-        self.at = self.text.len() - rest.len();
-        let first = rest.chars().next()?;
-        let word = |char: char| char.is_alphanumeric() || char == '_';
-        let len = match first {
-            '\'' | '"' => {
-                let mut escaped = false;
-                let close = rest[1..].char_indices().find(|(_, char)| {
-                    let closes = *char == first && !escaped;
-                    escaped = *char == '\\' && !escaped;
-                    closes
-                });
-                close.map_or(rest.len(), |(at, _)| at + 2)
-            }
-            _ if ["%}", "==", "**"].iter().any(|two| rest.starts_with(two)) => 2,
-            _ if word(first) => rest.find(|char| !word(char)).unwrap_or(rest.len()),
-            _ => first.len_utf8(),
-        };
-        self.at += len;
-        Some(&rest[..len])
-    }
+    Some(match first {
+        _ if rest.starts_with("==") || rest.starts_with("**") => 2,
+        _ if word(first) => rest.find(|char| !word(char)).unwrap_or(rest.len()),
+        _ => first.len_utf8(),
+    })
 }
 
 #[cfg(test)]
@@ -277,9 +295,17 @@ mod tests {
                 "{% macro f(a, b=[c], d=g(h)) +%}",
                 "{% macro f(a, b=[c], d=g(h)) +%}{%set a=a|_bounded +%}{%set b=b|_bounded +%}{%set d=d|_bounded +%}",
             ),
-            ("{{ '{% set a = b %}' }}", "{{ '{% set a =( b )|_bounded%}' }}"),
+            ("{{ '{% set a = b %}' }}", "{{ '{% set a = b %}' }}"),
+            ("{# {% set a = ' #}{% set b = b %}{# ' %} #}", "{# {% set a = ' #}{% set b =( b )|_bounded%}{# ' %} #}"),
+            (
+                "{%raw%}{{ ' {% set a = b %}{%- endraw -%}{%set a=b%}",
+                "{%raw%}{{ ' {% set a = b %}{%- endraw -%}{%set a=(b)|_bounded%}",
+            ),
+            ("{{ {'a': {'b': '}}'}} }}{%set a=b-%}", "{{ {'a': {'b': '}}'}} }}{%set a=(b)|_bounded-%}"),
+            ("{% set a = {'%}': [1 %}, b] %}", "{% set a =( {'%}': [1 %}, b] )|_bounded%}"),
             ("{% set a = 'é\\'%}", "{% set a = 'é\\'%}"),
             ("{{ '=' * 9 ~ a ~ 9 * '=' ~ 2 ** 3 * 4 }}", "{{ '=' * 9 ~ a ~ 9 * '=' ~ 2 ** 3 * 4 }}"),
+            ("{%- generation -%}a{% endgeneration %}", "{%- if true -%}a{% endif %}"),
             ("{% se", "{% se"),
             ("{%", "{%"),
         ] {

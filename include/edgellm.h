@@ -1,0 +1,635 @@
+/*
+ * edgellm.h - LLM inference for robots and devices.  C99 and C++11.  Generated from src/capi, do not edit.
+ *
+ * Nothing here prints, exits, aborts or unwinds into the caller.
+ *
+ * Errors    A function that can fail returns an edgellm_status; below 0 it failed, and edgellm_last_error() says what
+ *           was wrong and where.  A call that failed has changed nothing and written nothing, with two exceptions:
+ *           edgellm_load sets *out to NULL, and EDGELLM_E_BUFFER comes with the length that is needed.
+ * Pointers  NULL where it is not allowed, a misaligned pointer and a wrong handle are EDGELLM_E_ARG.  Any other pointer
+ *           must be valid for the length that goes with it.  Inputs are only read, and copied where they are needed
+ *           longer than the call, except edgellm_load_params.data.  Inputs and outputs may be the same memory.
+ * Handles   The caller owns what edgellm_load, edgellm_ref and edgellm_session_new give, and frees it, in any order.
+ *           Nothing else that comes out of the library is to be freed: it is a view, and its life is written there.
+ * Threads   "Any thread" means: any number of threads at once.  "The session's caller only" means: one thread at a time,
+ *           whichever; a second one gets EDGELLM_E_BUSY at once.
+ * fork()    Handles stay with the parent: in the child they are EDGELLM_E_FORKED, and freeing them does nothing.
+ * Structs   grow at the end.  Set them up with their _init macro (or, where there is none, set struct_size to the sizeof):
+ *           bytes that this library does not know must be zero, else EDGELLM_E_UNSUPPORTED; fields that the caller does
+ *           not have get their defaults.  Of output structs, only what both know is written.
+ */
+
+#ifndef EDGELLM_H
+#define EDGELLM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#  define EDGELLM_API __attribute__((visibility("default")))
+#  define EDGELLM_CHECK __attribute__((warn_unused_result))
+#else
+#  define EDGELLM_API
+#  define EDGELLM_CHECK
+#endif
+
+/* As a length: the text is NUL-terminated. */
+#define EDGELLM_NUL ((size_t)-1)
+
+/* Set all of a struct to its defaults: edgellm_load_params p; edgellm_load_params_init(&p); */
+#define edgellm_load_params_init(p) edgellm_load_params_init_((p), sizeof *(p))
+#define edgellm_session_params_init(p) edgellm_session_params_init_((p), sizeof *(p))
+#define edgellm_sampling_init(p) edgellm_sampling_init_((p), sizeof *(p))
+#define edgellm_event_init(ev) edgellm_event_init_((ev), sizeof *(ev))
+
+// Done.
+#define EDGELLM_OK 0
+
+// Generation is over: see event.finish.
+#define EDGELLM_END 1
+
+// The deadline came first, nothing is lost: call again.
+#define EDGELLM_AGAIN 2
+
+// An argument is wrong: NULL, misaligned, a bad length, bad UTF-8, an unknown flag, not a handle of that kind.
+#define EDGELLM_E_ARG -1
+
+// The call is not allowed now.
+#define EDGELLM_E_STATE -2
+
+// Another thread is inside this session.
+#define EDGELLM_E_BUSY -3
+
+// The buffer is too small: *n says what is needed, nothing else was written.
+#define EDGELLM_E_BUFFER -4
+
+// Memory could not be had.
+#define EDGELLM_E_NOMEM -5
+
+// Memory of the device could not be had.
+#define EDGELLM_E_DEVICE_MEM -6
+
+// The operating system refused: edgellm_last_errno() has its code.
+#define EDGELLM_E_IO -7
+
+// The file is damaged or hostile.
+#define EDGELLM_E_FORMAT -8
+
+// The file is fine, this build cannot run it; or the caller's struct is newer and uses what it added.
+#define EDGELLM_E_UNSUPPORTED -9
+
+// A checksum or signature does not match.
+#define EDGELLM_E_INTEGRITY -10
+
+// The context is full.
+#define EDGELLM_E_CONTEXT -11
+
+// Cancelled, by edgellm_session_cancel, edgellm_session_free or on_progress.
+#define EDGELLM_E_CANCELLED -12
+
+// A grammar was rejected, or cannot go on.
+#define EDGELLM_E_GRAMMAR -13
+
+// A saved state belongs to another model, layout or version.
+#define EDGELLM_E_MISMATCH -14
+
+// The device's driver is missing, the device was lost, or a kernel failed.
+#define EDGELLM_E_DEVICE -15
+
+// The handle was made before fork() and used in the child.
+#define EDGELLM_E_FORKED -16
+
+// A bug of ours, caught: the session can only be freed.
+#define EDGELLM_E_INTERNAL -99
+
+// The interface that this header describes; the library's is edgellm_abi_version(). While 0, every minor may break.
+#define EDGELLM_ABI_MAJOR 0
+
+// Grows with every addition to the interface.
+#define EDGELLM_ABI_MINOR 1
+
+// Nothing at all.
+#define EDGELLM_LOG_OFF 0
+
+// What failed.
+#define EDGELLM_LOG_ERROR 1
+
+// What is probably not meant so.
+#define EDGELLM_LOG_WARN 2
+
+// What was done: loads and their figures.
+#define EDGELLM_LOG_INFO 3
+
+// Everything.
+#define EDGELLM_LOG_DEBUG 4
+
+// Read the file into memory instead of mapping it.
+#define EDGELLM_LOAD_NO_MMAP 2
+
+// Weights dequantized to f32 and activations in f32: slow and large, for checking results.
+#define EDGELLM_LOAD_EXACT 256
+
+// Add BOS and EOS as the model wants.
+#define EDGELLM_TOK_BOS 1
+
+// Tokenize: "<|im_end|>" in the text is a special token. Off for text of a user! Detokenize: special tokens give their
+// names; without it, nothing.
+#define EDGELLM_TOK_SPECIAL 2
+
+// Nothing happened.
+#define EDGELLM_EV_NONE 0
+
+// A chunk of the prompt is in; no text.
+#define EDGELLM_EV_PREFILL 1
+
+// One token is committed; its text may be empty: half a character, or held back for a stop text.
+#define EDGELLM_EV_TOKEN 2
+
+// Generation is over; `text` holds what was still held back.
+#define EDGELLM_EV_END 3
+
+// It is not over.
+#define EDGELLM_FINISH_NONE 0
+
+// The model ended it.
+#define EDGELLM_FINISH_EOS 1
+
+// A stop text or stop token came.
+#define EDGELLM_FINISH_STOP 2
+
+// max_tokens are out, or the context is full.
+#define EDGELLM_FINISH_LENGTH 3
+
+// A loaded model: immutable, counted by reference (edgellm_ref, edgellm_free), used by any number of threads at once.
+typedef struct edgellm_model edgellm_model;
+
+// One sequence being generated. One caller at a time; edgellm_session_cancel, _run, _length and _stats from any thread.
+typedef struct edgellm_session edgellm_session;
+
+// What a call came to: 0 = done, above 0 = not an error, below 0 = error. Numbers are never reused.
+// Not a C enum, whose size would depend on -fshort-enums.
+typedef int32_t edgellm_status;
+
+// Receives one line of log. `target` is the part of the library that speaks ("edgellm::model"), NUL-terminated; `text`
+// is `len` bytes of UTF-8, also NUL-terminated, and both live until the function returns. It is called on the thread
+// that logs, maybe on several at once, and must not unwind or longjmp. It may call edgellm_set_log.
+typedef void (*edgellm_log_fn)(void *user, int32_t level, const char *target, const char *text, size_t len);
+
+// Called on the loading thread, at most 100 times, with what is done, 0 to 1; a value other than 0 stops the load with
+// EDGELLM_E_CANCELLED. It must not unwind or longjmp.
+typedef int32_t (*edgellm_progress_fn)(void *user, float done);
+
+// What to load and how. Exactly one of `path` and `data` is set.
+typedef struct edgellm_load_params {
+    // Set by edgellm_load_params_init.
+    uint32_t struct_size;
+    // EDGELLM_LOAD_*, or-ed.
+    uint32_t flags;
+    // A GGUF file, NUL-terminated; of a split model the first part.
+    const char *path;
+    // A GGUF file in memory. The caller keeps it, unchanged, until the model and all its sessions are freed.
+    const void *data;
+    // In bytes.
+    size_t data_len;
+    // Threads that compute a step, the caller's included; 0 = one per core that this process may use.
+    uint32_t n_threads;
+    // How long an idle worker thread spins before it sleeps, in microseconds; 0 = it sleeps at once.
+    uint32_t spin_us;
+    // May be NULL.
+    edgellm_progress_fn on_progress;
+    // Handed to on_progress.
+    void *on_progress_user;
+} edgellm_load_params;
+
+// Text that somebody else owns: `len` bytes at `ptr`, not NUL-terminated. How long it lives is said where it is given.
+typedef struct edgellm_str {
+    // May be NULL when len is 0.
+    const char *ptr;
+    // In bytes.
+    size_t len;
+} edgellm_str;
+
+// What a model is. Set struct_size to sizeof(edgellm_model_info) before the call.
+typedef struct edgellm_model_info {
+    // Set by the caller.
+    uint32_t struct_size;
+    // Entries of the vocabulary, which is also the number of logits.
+    uint32_t n_vocab;
+    // Tokens of context that the model was trained with.
+    uint32_t n_ctx_train;
+    // Layers.
+    uint32_t n_layers;
+    // Weights, counted.
+    uint64_t n_params;
+    // Memory that the weights take in this process, mapped or not, in bytes.
+    uint64_t weight_bytes_host;
+    // Architecture, for example "llama". This and the next two: valid as long as the model.
+    struct edgellm_str arch;
+    // What the file calls itself; may be empty.
+    struct edgellm_str name;
+    // The format of most weights, for example "Q4_K"; with others "Q4_K+Q6_K".
+    struct edgellm_str quant;
+    // 1 when edgellm_chat_render has a template to work with, else 0.
+    uint32_t has_chat_template;
+    // How many tokens end a generation.
+    uint32_t n_eos;
+} edgellm_model_info;
+
+// A token: an index into the model's vocabulary. -1 where there is none.
+typedef int32_t edgellm_token;
+
+// How a session is made.
+typedef struct edgellm_session_params {
+    // Set by edgellm_session_params_init.
+    uint32_t struct_size;
+    // 0: there are none yet.
+    uint32_t flags;
+    // How many tokens the session can hold, at most n_ctx_train; 0 = n_ctx_train or 4096, whichever is less.
+    uint32_t n_ctx;
+    // Tokens of the prompt per step; 0 = 512.
+    uint32_t prefill_chunk;
+} edgellm_session_params;
+
+// The number is added to the logit of the token before it is sampled.
+typedef struct edgellm_logit_bias {
+    // Which token.
+    edgellm_token token;
+    // Finite, or -infinity to forbid the token.
+    float bias;
+} edgellm_logit_bias;
+
+// How a token is chosen from the logits. The defaults are greedy.
+typedef struct edgellm_sampling {
+    // Set by edgellm_sampling_init.
+    uint32_t struct_size;
+    // 0: there are none yet.
+    uint32_t flags;
+    // 0 = greedy: the highest logit, of equal ones the lowest token.
+    float temperature;
+    // Only the k most likely tokens; 0 = off.
+    int32_t top_k;
+    // Only the most likely tokens whose probabilities together reach this; 1 = off.
+    float top_p;
+    // Only tokens at least this many times as likely as the most likely one; 0 = off.
+    float min_p;
+    // Divides the positive and multiplies the negative logits of recent tokens; 1 = off.
+    float repeat_penalty;
+    // Subtracted from a logit for each recent occurrence; 0 = off.
+    float frequency_penalty;
+    // Subtracted from the logit of each recent token; 0 = off.
+    float presence_penalty;
+    // How many of the last tokens are recent.
+    uint32_t penalty_last_n;
+    // (seed, position) decides, not the history of calls.
+    uint64_t seed;
+    // 0 = until the model ends or the context is full.
+    uint32_t max_tokens;
+    // Other than 0: go on after a token that ends a generation.
+    uint32_t ignore_eos;
+    // `n_bias` entries.
+    const struct edgellm_logit_bias *bias;
+    // At most the size of the vocabulary.
+    size_t n_bias;
+    // `n_stops` texts, UTF-8: generation ends before any of them.
+    const struct edgellm_str *stops;
+    // At most 1024.
+    size_t n_stops;
+    // `n_stop_tokens` tokens: generation ends at any of them.
+    const edgellm_token *stop_tokens;
+    // At most the size of the vocabulary.
+    size_t n_stop_tokens;
+} edgellm_sampling;
+
+// What a step did.
+typedef struct edgellm_event {
+    // Set by edgellm_event_init.
+    uint32_t struct_size;
+    // EDGELLM_EV_*.
+    int32_t kind;
+    // EDGELLM_FINISH_*.
+    int32_t finish;
+    // The committed token, or the one that ended the generation; -1 = none.
+    edgellm_token token;
+    // Natural logarithm of the token's probability in the model, before any sampling setting.
+    float logprob;
+    // 0.
+    uint32_t reserved0;
+    // Whole UTF-8 characters; valid until the next call on this session except _cancel, _run, _length and _stats.
+    struct edgellm_str text;
+    // Tokens of the prompt that are in, of those that had to be computed.
+    uint64_t prompt_done;
+    // Tokens of the prompt that had to be computed.
+    uint64_t prompt_total;
+    // Tokens that the session holds.
+    uint64_t length;
+    // How long the step took, in nanoseconds.
+    uint64_t ns;
+} edgellm_event;
+
+// What the steps of a session cost, in nanoseconds and counts. Set struct_size to sizeof(edgellm_stats) before the call.
+typedef struct edgellm_stats {
+    // Set by the caller.
+    uint32_t struct_size;
+    // Steps.
+    uint32_t steps;
+    // Tokens given to _prompt and _append.
+    uint64_t tokens_prompt;
+    // Of these, tokens that were there already and were not computed again.
+    uint64_t tokens_reused;
+    // Tokens generated.
+    uint64_t tokens_out;
+    // Loading the model.
+    uint64_t ns_load;
+    // From _prompt or _append to the first token of the last run.
+    uint64_t ns_first_token;
+    // Computing prompts.
+    uint64_t ns_prefill;
+    // Computing generated tokens.
+    uint64_t ns_decode;
+    // Choosing tokens.
+    uint64_t ns_sample;
+    // Of the decode steps, half took at most this. The percentiles are exact to 7 %.
+    uint64_t step_ns_p50;
+    // 95 of 100 took at most this.
+    uint64_t step_ns_p95;
+    // 99 of 100 took at most this.
+    uint64_t step_ns_p99;
+    // The longest.
+    uint64_t step_ns_max;
+    // Memory of the KV cache, in bytes.
+    uint64_t kv_bytes;
+} edgellm_stats;
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+// The name of a status, for example "EDGELLM_E_ARG"; "unknown status" for a number that is none.
+// A static string, never NULL. Any thread.
+EDGELLM_API const char *edgellm_status_name(edgellm_status status);
+
+// Why this thread's last failed call failed: what was wrong and where. UTF-8, NUL-terminated, at most 1023 bytes.
+//
+// Never NULL; "" until a call of this thread fails. Calls that succeed leave it as it is: look at it after a status
+// below 0. The pointer is this thread's own and stays valid as long as the thread; the text behind it changes with
+// this thread's next failed call.
+EDGELLM_API const char *edgellm_last_error(void);
+
+// The errno of this thread's last failed call when that was EDGELLM_E_IO and the system gave one, else 0.
+EDGELLM_API int32_t edgellm_last_errno(void);
+
+// EDGELLM_ABI_MAJOR << 16 | EDGELLM_ABI_MINOR of the loaded library, for a host that wants to refuse early. Any thread.
+EDGELLM_API uint32_t edgellm_abi_version(void);
+
+// The version of the loaded library, for example "0.1.0". A static string, never NULL. Any thread.
+EDGELLM_API const char *edgellm_version(void);
+
+// How the library was built, as a JSON object: {"version", "features": [..], "target", "kernels": [..]}; "kernels" are
+// the tables that this CPU can run, best first. A static string, never NULL. Any thread.
+EDGELLM_API const char *edgellm_build_info(void);
+
+// Sets the function that receives the log of the whole process, and up to which level; function = NULL or EDGELLM_LOG_OFF:
+// none, as at the start. A level out of range means the nearest.
+//
+// Any thread, also from inside the function. A call of the previous function that another thread has begun may still
+// be running when this returns. Where a Rust program links this library and has set a logger of its own for the `log`
+// crate, that logger receives everything and this function does nothing.
+EDGELLM_API
+void edgellm_set_log(edgellm_log_fn function,
+                     void *user,
+                     int32_t level);
+
+// Use edgellm_load_params_init.
+EDGELLM_API void edgellm_load_params_init_(struct edgellm_load_params *p, size_t size);
+
+// Loads a model and checks all of it. *out is the new model, the caller's to free; on failure NULL.
+//
+// Any thread; waits for the disk. Everything in *p is copied during the call, except `data`. Errors: E_ARG, E_IO (no such
+// file; see edgellm_last_errno), E_FORMAT (damaged), E_UNSUPPORTED (what this build cannot run, by name), E_NOMEM,
+// E_CANCELLED (by on_progress).
+EDGELLM_API
+EDGELLM_CHECK
+edgellm_status edgellm_load(const struct edgellm_load_params *p,
+                            struct edgellm_model **out);
+
+// One more reference to a model: returns `m` itself, to be freed once more. NULL when `m` is not a model handle. Any
+// thread.
+EDGELLM_API struct edgellm_model *edgellm_ref(struct edgellm_model *m);
+
+// Gives a reference back. Sessions keep their own, so a model may be freed before them. NULL is fine. Any thread. In a
+// child process after fork() it does nothing: the memory goes with the process.
+EDGELLM_API void edgellm_free(struct edgellm_model *m);
+
+// Says what the model is. Any thread. Errors: E_ARG.
+EDGELLM_API
+EDGELLM_CHECK
+edgellm_status edgellm_model_get_info(const struct edgellm_model *m,
+                                      struct edgellm_model_info *out);
+
+// One value of the file's metadata as text: strings as they are, numbers in decimal, booleans "true" or "false".
+//
+// `key` is UTF-8, `key_len` bytes or EDGELLM_NUL. `buf` has `cap` bytes and is not NUL-terminated; *n is the length in
+// bytes. Any thread. Errors: E_ARG (also: no such key), E_BUFFER (*n is the length needed), E_UNSUPPORTED (an array).
+EDGELLM_API
+EDGELLM_CHECK
+edgellm_status edgellm_model_get_meta(const struct edgellm_model *m,
+                                      const char *key,
+                                      size_t key_len,
+                                      char *buf,
+                                      size_t cap,
+                                      size_t *n);
+
+// Text to tokens. `text` is UTF-8, `len` bytes or EDGELLM_NUL; `flags` are EDGELLM_TOK_*, or-ed; `out` has room for `cap`
+// tokens, *n is how many there are. NULL with cap = 0 asks for *n alone.
+//
+// Any thread. Errors: E_ARG, E_BUFFER (*n is what is needed), E_UNSUPPORTED (no vocabulary), E_NOMEM.
+EDGELLM_API
+EDGELLM_CHECK
+edgellm_status edgellm_tokenize(const struct edgellm_model *m,
+                                const char *text,
+                                size_t len,
+                                uint32_t flags,
+                                edgellm_token *out,
+                                size_t cap,
+                                size_t *n);
+
+// Tokens to text. `flags` is 0 or EDGELLM_TOK_SPECIAL; `buf` has `cap` bytes and is not NUL-terminated, *n is the length
+// in bytes. Tokens that end inside a character give incomplete UTF-8. NULL with cap = 0 asks for *n alone.
+//
+// Any thread. Errors: E_ARG (also: a token out of range), E_BUFFER (*n is what is needed), E_UNSUPPORTED (no
+// vocabulary), E_NOMEM.
+EDGELLM_API
+EDGELLM_CHECK
+edgellm_status edgellm_detokenize(const struct edgellm_model *m,
+                                  const edgellm_token *t,
+                                  size_t n_tokens,
+                                  uint32_t flags,
+                                  char *buf,
+                                  size_t cap,
+                                  size_t *n);
+
+// The bytes of one token; of a special token its name. *out is valid as long as the model.
+//
+// Any thread. Errors: E_ARG (also: a token out of range), E_UNSUPPORTED (no vocabulary).
+EDGELLM_API
+EDGELLM_CHECK
+edgellm_status edgellm_token_bytes(const struct edgellm_model *m,
+                                   edgellm_token t,
+                                   struct edgellm_str *out);
+
+// 1 when the token ends a generation, else 0; also 0 when `m` is no model or `t` no token of it. Any thread.
+EDGELLM_API int32_t edgellm_token_is_eos(const struct edgellm_model *m, edgellm_token t);
+
+// Renders a conversation with the model's chat template: text for edgellm_tokenize with EDGELLM_TOK_SPECIAL.
+//
+// `messages`: JSON as in the OpenAI chat API, [{"role": "user", "content": "..."}, ..]. `tools`: JSON in the same manner,
+// NULL = none. `options`: a JSON object of variables for the template, NULL = none; "add_generation_prompt" is true
+// unless it says otherwise. Each length is in bytes or EDGELLM_NUL. `buf` has `cap` bytes and is not NUL-terminated; *n
+// is the length in bytes. NULL with cap = 0 asks for *n alone.
+//
+// Any thread. Errors: E_ARG (not such JSON, or the template refused it), E_BUFFER (*n is what is needed), E_UNSUPPORTED
+// (the model has no template, or the library was built without feature `chat`), E_NOMEM.
+EDGELLM_API
+EDGELLM_CHECK
+edgellm_status edgellm_chat_render(const struct edgellm_model *m,
+                                   const char *messages,
+                                   size_t messages_len,
+                                   const char *tools,
+                                   size_t tools_len,
+                                   const char *options,
+                                   size_t options_len,
+                                   char *buf,
+                                   size_t cap,
+                                   size_t *n);
+
+// Use edgellm_session_params_init.
+EDGELLM_API void edgellm_session_params_init_(struct edgellm_session_params *p, size_t size);
+
+// Makes a session with all the memory that it will ever need. *out is the caller's to free. `p` = NULL: all defaults.
+//
+// Any thread. The session keeps its own reference to the model. Errors: E_ARG, E_NOMEM, E_FORKED.
+EDGELLM_API
+EDGELLM_CHECK
+edgellm_status edgellm_session_new(struct edgellm_model *m,
+                                   const struct edgellm_session_params *p,
+                                   struct edgellm_session **out);
+
+// Frees a session. Never waits: a step that another thread is in is cancelled, and that thread frees the session when
+// it leaves. NULL is fine. Any thread; no call on this session may begin after it. In a child process after fork() it
+// does nothing: the memory goes with the process.
+EDGELLM_API void edgellm_session_free(struct edgellm_session *s);
+
+// Use edgellm_sampling_init.
+EDGELLM_API void edgellm_sampling_init_(struct edgellm_sampling *p, size_t size);
+
+// Sets how the session chooses tokens, from the next one on. Everything is copied. `p` = NULL: all defaults.
+//
+// The session's caller only. Errors: E_ARG (a number that is not finite or out of range, a token out of range, a stop
+// text that is empty or not UTF-8), E_BUSY, E_NOMEM, E_FORKED, E_INTERNAL.
+EDGELLM_API
+EDGELLM_CHECK
+edgellm_status edgellm_session_sampling(struct edgellm_session *s,
+                                        const struct edgellm_sampling *p);
+
+// Starts a run with these `n` tokens. The longest common prefix with what the session already holds is kept and need
+// not be computed again (but its last token always is): *reused says how many tokens, NULL = not asked. The work is done
+// by edgellm_step.
+//
+// The session's caller only; no memory is asked for. Errors: E_ARG (also: no tokens, or one out of range), E_CONTEXT (more
+// than n_ctx), E_BUSY, E_FORKED, E_INTERNAL.
+EDGELLM_API
+EDGELLM_CHECK
+edgellm_status edgellm_session_prompt(struct edgellm_session *s,
+                                      const edgellm_token *t,
+                                      size_t n,
+                                      size_t *reused);
+
+// Starts a run that goes on with these `n` tokens after what the session holds.
+//
+// The session's caller only; no memory is asked for. Errors: as edgellm_session_prompt.
+EDGELLM_API
+EDGELLM_CHECK
+edgellm_status edgellm_session_append(struct edgellm_session *s,
+                                      const edgellm_token *t,
+                                      size_t n);
+
+// Keeps the first `n_keep` tokens of the session and starts a new run from there.
+//
+// The session's caller only; no memory is asked for. Errors: E_ARG (more than the session holds), E_BUSY, E_FORKED,
+// E_INTERNAL.
+EDGELLM_API EDGELLM_CHECK edgellm_status edgellm_session_rewind(struct edgellm_session *s, size_t n_keep);
+
+// How many tokens the session holds; 0 when `s` is no session of this process. Any thread.
+EDGELLM_API size_t edgellm_session_length(const struct edgellm_session *s);
+
+// Use edgellm_event_init.
+EDGELLM_API void edgellm_event_init_(struct edgellm_event *ev, size_t size);
+
+// At most one forward pass: one chunk of the prompt or one token. OK: *ev says what was done, call again. END: the
+// generation is over, *ev says why, and so does every further step; _prompt, _append or _rewind start the next one. The
+// step that takes in the last of the prompt also gives the first token.
+//
+// The session's caller only. After the first step no memory is asked for, and no file is ever touched. A step that fails
+// leaves the session as it was before, and *ev too. Errors: E_ARG, E_STATE (nothing to go on from), E_CONTEXT,
+// E_CANCELLED, E_BUSY, E_FORKED, E_INTERNAL.
+EDGELLM_API
+EDGELLM_CHECK
+edgellm_status edgellm_step(struct edgellm_session *s,
+                            struct edgellm_event *ev);
+
+// edgellm_step that gives the thread back at the first stage of a layer that ends after `deadline_ns`, a time of
+// CLOCK_MONOTONIC in nanoseconds: AGAIN, nothing is lost, and the next call goes on from there. UINT64_MAX = no deadline.
+EDGELLM_API
+EDGELLM_CHECK
+edgellm_status edgellm_step_until(struct edgellm_session *s,
+                                  uint64_t deadline_ns,
+                                  struct edgellm_event *ev);
+
+// Ends a run from outside: the step that it is in, or its next one, returns EDGELLM_E_CANCELLED. `run` is a number from
+// edgellm_session_run, so that a late cancel cannot hit the next run; 0 = whatever runs now. It takes effect within one
+// stage of a layer.
+//
+// Any thread, any signal handler, while the session is not freed. Nothing happens when `s` is no session.
+EDGELLM_API void edgellm_session_cancel(struct edgellm_session *s, uint64_t run);
+
+// The number of the current run, for edgellm_session_cancel. _prompt, _append and _rewind start a new one. 0 when `s` is
+// no session of this process. Any thread, any signal handler.
+EDGELLM_API
+uint64_t edgellm_session_run(const struct edgellm_session *s);
+
+// For samplers of your own: computes all tokens that are pending and leaves the logits of the next one. Returns AGAIN
+// when `deadline_ns` came first (as for edgellm_step_until; UINT64_MAX = no deadline).
+//
+// The session's caller only; asks for no memory after the first. Errors: as edgellm_step.
+EDGELLM_API EDGELLM_CHECK edgellm_status edgellm_forward(struct edgellm_session *s, uint64_t deadline_ns);
+
+// The logits that edgellm_forward left: *n of them (n_vocab), one per token of the vocabulary. *out is valid until the
+// next call on this session except _cancel, _run, _length and _stats.
+//
+// The session's caller only. Errors: E_ARG, E_STATE (no edgellm_forward before), E_BUSY, E_FORKED, E_INTERNAL.
+EDGELLM_API EDGELLM_CHECK edgellm_status edgellm_logits(struct edgellm_session *s, const float **out, size_t *n);
+
+// Commits a token of the caller's choice after edgellm_forward, as edgellm_step commits its own: OK or END and *ev.
+//
+// The session's caller only. Errors: E_ARG (also: a token out of range), E_STATE (no edgellm_forward before), E_CONTEXT,
+// E_BUSY, E_FORKED, E_INTERNAL.
+EDGELLM_API
+EDGELLM_CHECK
+edgellm_status edgellm_accept(struct edgellm_session *s,
+                              edgellm_token t,
+                              struct edgellm_event *ev);
+
+// What the session's steps took until now; `reset` other than 0 then starts all counts and percentiles anew.
+//
+// Any thread, also during a step. Errors: E_ARG, E_FORKED.
+EDGELLM_API
+EDGELLM_CHECK
+edgellm_status edgellm_session_stats(const struct edgellm_session *s,
+                                     struct edgellm_stats *out,
+                                     uint32_t reset);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* EDGELLM_H */

@@ -1,0 +1,337 @@
+//! Steps: what they return, what stops them, what they cost.
+
+use super::guard::{guard, guard_signal, guard_status};
+use super::handle::{Handle, Shared, edgellm_session, with_session};
+use super::memory::Out;
+use super::sized::{OutStruct, init, sized};
+use super::status::{EDGELLM_AGAIN, EDGELLM_END, EDGELLM_OK, Failure, edgellm_status};
+use super::types::{edgellm_str, edgellm_token};
+use crate::session::Stats;
+use crate::{Error, Event, EventKind, Finish, Result};
+use std::time::{Duration, Instant};
+
+/// As a deadline: there is none.
+const NO_DEADLINE: u64 = u64::MAX;
+
+/// Nothing happened.
+pub const EDGELLM_EV_NONE: i32 = 0;
+/// A chunk of the prompt is in; no text.
+pub const EDGELLM_EV_PREFILL: i32 = 1;
+/// One token is committed; its text may be empty: half a character, or held back for a stop text.
+pub const EDGELLM_EV_TOKEN: i32 = 2;
+/// Generation is over; `text` holds what was still held back.
+pub const EDGELLM_EV_END: i32 = 3;
+
+/// It is not over.
+pub const EDGELLM_FINISH_NONE: i32 = 0;
+/// The model ended it.
+pub const EDGELLM_FINISH_EOS: i32 = 1;
+/// A stop text or stop token came.
+pub const EDGELLM_FINISH_STOP: i32 = 2;
+/// max_tokens are out, or the context is full.
+pub const EDGELLM_FINISH_LENGTH: i32 = 3;
+
+/// What a step did.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct edgellm_event {
+    /// Set by edgellm_event_init.
+    pub struct_size: u32,
+    /// EDGELLM_EV_*.
+    pub kind: i32,
+    /// EDGELLM_FINISH_*.
+    pub finish: i32,
+    /// The committed token, or the one that ended the generation; -1 = none.
+    pub token: edgellm_token,
+    /// Natural logarithm of the token's probability in the model, before any sampling setting.
+    pub logprob: f32,
+    /// 0.
+    pub reserved0: u32,
+    /// Whole UTF-8 characters; valid until the next call on this session except _cancel, _run, _length and _stats.
+    pub text: edgellm_str,
+    /// Tokens of the prompt that are in, of those that had to be computed.
+    pub prompt_done: u64,
+    /// Tokens of the prompt that had to be computed.
+    pub prompt_total: u64,
+    /// Tokens that the session holds.
+    pub length: u64,
+    /// How long the step took, in nanoseconds.
+    pub ns: u64,
+}
+
+sized!(edgellm_event {
+    struct_size: edgellm_event::DEFAULT_SIZE,
+    kind: EDGELLM_EV_NONE,
+    finish: EDGELLM_FINISH_NONE,
+    token: -1,
+    logprob: 0.0,
+    reserved0: 0,
+    text: edgellm_str { ptr: std::ptr::null(), len: 0 },
+    prompt_done: 0,
+    prompt_total: 0,
+    length: 0,
+    ns: 0,
+});
+
+/// What the steps of a session cost, in nanoseconds and counts. Set struct_size to sizeof(edgellm_stats) before the call.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct edgellm_stats {
+    /// Set by the caller.
+    pub struct_size: u32,
+    /// Steps.
+    pub steps: u32,
+    /// Tokens given to _prompt and _append.
+    pub tokens_prompt: u64,
+    /// Of these, tokens that were there already and were not computed again.
+    pub tokens_reused: u64,
+    /// Tokens generated.
+    pub tokens_out: u64,
+    /// Loading the model.
+    pub ns_load: u64,
+    /// From _prompt or _append to the first token of the last run.
+    pub ns_first_token: u64,
+    /// Computing prompts.
+    pub ns_prefill: u64,
+    /// Computing generated tokens.
+    pub ns_decode: u64,
+    /// Choosing tokens.
+    pub ns_sample: u64,
+    /// Of the decode steps, half took at most this. The percentiles are exact to 7 %.
+    pub step_ns_p50: u64,
+    /// 95 of 100 took at most this.
+    pub step_ns_p95: u64,
+    /// 99 of 100 took at most this.
+    pub step_ns_p99: u64,
+    /// The longest.
+    pub step_ns_max: u64,
+    /// Memory of the KV cache, in bytes.
+    pub kv_bytes: u64,
+}
+
+sized!(edgellm_stats {
+    struct_size: edgellm_stats::DEFAULT_SIZE,
+    steps: 0,
+    tokens_prompt: 0,
+    tokens_reused: 0,
+    tokens_out: 0,
+    ns_load: 0,
+    ns_first_token: 0,
+    ns_prefill: 0,
+    ns_decode: 0,
+    ns_sample: 0,
+    step_ns_p50: 0,
+    step_ns_p95: 0,
+    step_ns_p99: 0,
+    step_ns_max: 0,
+    kv_bytes: 0,
+});
+
+/// The event as C sees it; the text still belongs to the session.
+fn for_c(event: &Event) -> (edgellm_status, edgellm_event) {
+    let (status, kind) = match event.kind {
+        EventKind::Again => (EDGELLM_AGAIN, EDGELLM_EV_NONE),
+        EventKind::Prefill => (EDGELLM_OK, EDGELLM_EV_PREFILL),
+        EventKind::Token => (EDGELLM_OK, EDGELLM_EV_TOKEN),
+        EventKind::End => (EDGELLM_END, EDGELLM_EV_END),
+    };
+    let finish = match event.finish {
+        None => EDGELLM_FINISH_NONE,
+        Some(Finish::Eos) => EDGELLM_FINISH_EOS,
+        Some(Finish::Stop) => EDGELLM_FINISH_STOP,
+        Some(Finish::Length) => EDGELLM_FINISH_LENGTH,
+    };
+    let event = edgellm_event {
+        struct_size: edgellm_event::DEFAULT_SIZE,
+        kind,
+        finish,
+        token: event.token.map_or(-1, |token| token as i32),
+        logprob: event.logprob,
+        reserved0: 0,
+        text: event.text.as_bytes().into(),
+        prompt_done: event.prompt_done as u64,
+        prompt_total: event.prompt_total as u64,
+        length: event.length as u64,
+        ns: event.ns,
+    };
+    (status, event)
+}
+
+/// A time of CLOCK_MONOTONIC as the `Instant` nearest to it that there is; None = no deadline.
+fn deadline(deadline_ns: u64) -> Result<Option<Instant>> {
+    if deadline_ns == NO_DEADLINE {
+        return Ok(None);
+    }
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is a valid place for the answer.
+    if unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) } != 0 {
+        return Err(Error::io("CLOCK_MONOTONIC", &std::io::Error::last_os_error()));
+    }
+    let now_ns = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64;
+    // An `Instant` cannot be made of a number, only of now and a difference. What is past may as well be now.
+    Ok(Instant::now().checked_add(Duration::from_nanos(deadline_ns.saturating_sub(now_ns))))
+}
+
+/// Use edgellm_event_init.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn edgellm_event_init_(ev: *mut edgellm_event, size: usize) {
+    // SAFETY: the caller's contract.
+    guard((), || unsafe { init(ev, size) });
+}
+
+/// At most one forward pass: one chunk of the prompt or one token. OK: *ev says what was done, call again. END: the
+/// generation is over, *ev says why, and so does every further step; _prompt, _append or _rewind start the next one. The
+/// step that takes in the last of the prompt also gives the first token.
+///
+/// The session's caller only. After the first step no memory is asked for, and no file is ever touched. A step that fails
+/// leaves the session as it was before, and *ev too. Errors: E_ARG, E_STATE (nothing to go on from), E_CONTEXT,
+/// E_CANCELLED, E_BUSY, E_FORKED, E_INTERNAL.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn edgellm_step(s: *mut edgellm_session, ev: *mut edgellm_event) -> edgellm_status {
+    // SAFETY: the caller's contract.
+    guard_status(|| unsafe { step(s, NO_DEADLINE, ev) })
+}
+
+/// edgellm_step that gives the thread back at the first stage of a layer that ends after `deadline_ns`, a time of
+/// CLOCK_MONOTONIC in nanoseconds: AGAIN, nothing is lost, and the next call goes on from there. UINT64_MAX = no deadline.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn edgellm_step_until(
+    s: *mut edgellm_session,
+    deadline_ns: u64,
+    ev: *mut edgellm_event,
+) -> edgellm_status {
+    // SAFETY: the caller's contract.
+    guard_status(|| unsafe { step(s, deadline_ns, ev) })
+}
+
+/// # Safety
+/// As for `edgellm_step`.
+unsafe fn step(s: *mut edgellm_session, deadline_ns: u64, ev: *mut edgellm_event) -> Result<edgellm_status, Failure> {
+    let deadline = deadline(deadline_ns)?;
+    // SAFETY: the caller's contract.
+    let out = unsafe { OutStruct::new(ev)? };
+    // SAFETY: the caller's contract.
+    let (status, event) = unsafe { with_session(s, |session| Ok(for_c(&session.step(deadline)?)))? };
+    out.write(&event);
+    Ok(status)
+}
+
+/// Ends a run from outside: the step that it is in, or its next one, returns EDGELLM_E_CANCELLED. `run` is a number from
+/// edgellm_session_run, so that a late cancel cannot hit the next run; 0 = whatever runs now. It takes effect within one
+/// stage of a layer.
+///
+/// Any thread, any signal handler, while the session is not freed. Nothing happens when `s` is no session.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn edgellm_session_cancel(s: *mut edgellm_session, run: u64) {
+    // No failure is recorded: a signal handler may have interrupted whoever is reading it.
+    guard_signal((), || {
+        // SAFETY: the caller's contract.
+        if let Ok(shared) = unsafe { Handle::<Shared>::get(s) } {
+            shared.control.cancel(run);
+        }
+    });
+}
+
+/// The number of the current run, for edgellm_session_cancel. _prompt, _append and _rewind start a new one. 0 when `s` is
+/// no session of this process. Any thread, any signal handler.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn edgellm_session_run(s: *const edgellm_session) -> u64 {
+    // SAFETY: the caller's contract.
+    guard_signal(0, || unsafe { Handle::<Shared>::get(s) }.map_or(0, |shared| shared.control.run()))
+}
+
+/// For samplers of your own: computes all tokens that are pending and leaves the logits of the next one. Returns AGAIN
+/// when `deadline_ns` came first (as for edgellm_step_until; UINT64_MAX = no deadline).
+///
+/// The session's caller only; asks for no memory after the first. Errors: as edgellm_step.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn edgellm_forward(s: *mut edgellm_session, deadline_ns: u64) -> edgellm_status {
+    guard_status(|| {
+        let deadline = deadline(deadline_ns)?;
+        // SAFETY: the caller's contract.
+        let done = unsafe { with_session(s, |session| Ok(session.forward(deadline)?))? };
+        Ok(if done { EDGELLM_OK } else { EDGELLM_AGAIN })
+    })
+}
+
+/// The logits that edgellm_forward left: *n of them (n_vocab), one per token of the vocabulary. *out is valid until the
+/// next call on this session except _cancel, _run, _length and _stats.
+///
+/// The session's caller only. Errors: E_ARG, E_STATE (no edgellm_forward before), E_BUSY, E_FORKED, E_INTERNAL.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn edgellm_logits(
+    s: *mut edgellm_session,
+    out: *mut *const f32,
+    n: *mut usize,
+) -> edgellm_status {
+    guard_status(|| {
+        // SAFETY: the caller's contract.
+        let (out, len) = unsafe { (Out::new(out, "out")?, Out::new(n, "n")?) };
+        // SAFETY: the caller's contract.
+        let logits = unsafe { with_session(s, |session| Ok(std::ptr::from_ref(session.logits()?)))? };
+        out.write(logits.cast());
+        len.write(logits.len());
+        Ok(EDGELLM_OK)
+    })
+}
+
+/// Commits a token of the caller's choice after edgellm_forward, as edgellm_step commits its own: OK or END and *ev.
+///
+/// The session's caller only. Errors: E_ARG (also: a token out of range), E_STATE (no edgellm_forward before), E_CONTEXT,
+/// E_BUSY, E_FORKED, E_INTERNAL.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn edgellm_accept(
+    s: *mut edgellm_session,
+    t: edgellm_token,
+    ev: *mut edgellm_event,
+) -> edgellm_status {
+    guard_status(|| {
+        // SAFETY: the caller's contract.
+        let out = unsafe { OutStruct::new(ev)? };
+        let token = u32::try_from(t).map_err(|_| Error::argument(format!("token {t} is negative")))?;
+        // SAFETY: the caller's contract.
+        let (status, event) = unsafe { with_session(s, |session| Ok(for_c(&session.accept(token)?)))? };
+        out.write(&event);
+        Ok(status)
+    })
+}
+
+/// What the session's steps took until now; `reset` other than 0 then starts all counts and percentiles anew.
+///
+/// Any thread, also during a step. Errors: E_ARG, E_FORKED.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn edgellm_session_stats(
+    s: *const edgellm_session,
+    out: *mut edgellm_stats,
+    reset: u32,
+) -> edgellm_status {
+    guard_status(|| {
+        // SAFETY: the caller's contract.
+        let (shared, out) = unsafe { (Handle::<Shared>::get(s)?, OutStruct::new(out)?) };
+        let stats: Stats = shared.control.stats(reset != 0);
+        out.write(&edgellm_stats {
+            struct_size: edgellm_stats::DEFAULT_SIZE,
+            steps: u32::try_from(stats.steps).unwrap_or(u32::MAX),
+            tokens_prompt: stats.tokens_prompt,
+            tokens_reused: stats.tokens_reused,
+            tokens_out: stats.tokens_out,
+            ns_load: stats.ns_load,
+            ns_first_token: stats.ns_first_token,
+            ns_prefill: stats.ns_prefill,
+            ns_decode: stats.ns_decode,
+            ns_sample: stats.ns_sample,
+            step_ns_p50: stats.step_ns_p50,
+            step_ns_p95: stats.step_ns_p95,
+            step_ns_p99: stats.step_ns_p99,
+            step_ns_max: stats.step_ns_max,
+            kv_bytes: stats.kv_bytes,
+        });
+        Ok(EDGELLM_OK)
+    })
+}

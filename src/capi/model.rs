@@ -1,0 +1,295 @@
+//! Models: load, share, ask, free.
+
+use super::guard::{guard, guard_status, guard_unit, watch_forks};
+use super::handle::{Handle, edgellm_model};
+use super::memory::{Buffer, Out, bytes, check_flags, text};
+use super::sized::{OutStruct, init, read, sized};
+use super::status::{EDGELLM_OK, Failure, edgellm_status};
+use super::types::edgellm_str;
+use crate::file::Value;
+use crate::model::Source;
+use crate::{Error, LoadOptions, Model, Result};
+use std::ffi::{OsStr, c_char, c_void};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Called on the loading thread, at most 100 times, with what is done, 0 to 1; a value other than 0 stops the load with
+/// EDGELLM_E_CANCELLED. It must not unwind or longjmp.
+pub type edgellm_progress_fn = Option<unsafe extern "C" fn(user: *mut c_void, done: f32) -> i32>;
+
+/// Read the file into memory instead of mapping it.
+pub const EDGELLM_LOAD_NO_MMAP: u32 = 2;
+/// Weights dequantized to f32 and activations in f32: slow and large, for checking results.
+pub const EDGELLM_LOAD_EXACT: u32 = 256;
+
+const LOAD_FLAGS: u32 = EDGELLM_LOAD_NO_MMAP | EDGELLM_LOAD_EXACT;
+
+/// What to load and how. Exactly one of `path` and `data` is set.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct edgellm_load_params {
+    /// Set by edgellm_load_params_init.
+    pub struct_size: u32,
+    /// EDGELLM_LOAD_*, or-ed.
+    pub flags: u32,
+    /// A GGUF file, NUL-terminated; of a split model the first part.
+    pub path: *const c_char,
+    /// A GGUF file in memory. The caller keeps it, unchanged, until the model and all its sessions are freed.
+    pub data: *const c_void,
+    /// In bytes.
+    pub data_len: usize,
+    /// Threads that compute a step, the caller's included; 0 = one per core that this process may use.
+    pub n_threads: u32,
+    /// How long an idle worker thread spins before it sleeps, in microseconds; 0 = it sleeps at once.
+    pub spin_us: u32,
+    /// May be NULL.
+    pub on_progress: edgellm_progress_fn,
+    /// Handed to on_progress.
+    pub on_progress_user: *mut c_void,
+}
+
+sized!(edgellm_load_params {
+    struct_size: edgellm_load_params::DEFAULT_SIZE,
+    flags: 0,
+    path: std::ptr::null(),
+    data: std::ptr::null(),
+    data_len: 0,
+    n_threads: 0,
+    spin_us: 100,
+    on_progress: None,
+    on_progress_user: std::ptr::null_mut(),
+});
+
+/// What a model is. Set struct_size to sizeof(edgellm_model_info) before the call.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct edgellm_model_info {
+    /// Set by the caller.
+    pub struct_size: u32,
+    /// Entries of the vocabulary, which is also the number of logits.
+    pub n_vocab: u32,
+    /// Tokens of context that the model was trained with.
+    pub n_ctx_train: u32,
+    /// Layers.
+    pub n_layers: u32,
+    /// Weights, counted.
+    pub n_params: u64,
+    /// Memory that the weights take in this process, mapped or not, in bytes.
+    pub weight_bytes_host: u64,
+    /// Architecture, for example "llama". This and the next two: valid as long as the model.
+    pub arch: edgellm_str,
+    /// What the file calls itself; may be empty.
+    pub name: edgellm_str,
+    /// The format of most weights, for example "Q4_K"; with others "Q4_K+Q6_K".
+    pub quant: edgellm_str,
+    /// 1 when edgellm_chat_render has a template to work with, else 0.
+    pub has_chat_template: u32,
+    /// How many tokens end a generation.
+    pub n_eos: u32,
+}
+
+const EMPTY: edgellm_str = edgellm_str { ptr: std::ptr::null(), len: 0 };
+
+sized!(edgellm_model_info {
+    struct_size: edgellm_model_info::DEFAULT_SIZE,
+    n_vocab: 0,
+    n_ctx_train: 0,
+    n_layers: 0,
+    n_params: 0,
+    weight_bytes_host: 0,
+    arch: EMPTY,
+    name: EMPTY,
+    quant: EMPTY,
+    has_chat_template: 0,
+    n_eos: 0,
+});
+
+/// The model behind a handle.
+///
+/// # Safety
+/// As for [`Handle::get`].
+pub(super) unsafe fn model<'a>(model: *const edgellm_model) -> Result<&'a Arc<Model>> {
+    // SAFETY: the same contract.
+    Ok(unsafe { Handle::<Arc<Model>>::get(model)? })
+}
+
+/// Use edgellm_load_params_init.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn edgellm_load_params_init_(p: *mut edgellm_load_params, size: usize) {
+    // SAFETY: the caller's contract.
+    guard((), || unsafe { init(p, size) });
+}
+
+/// Loads a model and checks all of it. *out is the new model, the caller's to free; on failure NULL.
+///
+/// Any thread; waits for the disk. Everything in *p is copied during the call, except `data`. Errors: E_ARG, E_IO (no such
+/// file; see edgellm_last_errno), E_FORMAT (damaged), E_UNSUPPORTED (what this build cannot run, by name), E_NOMEM,
+/// E_CANCELLED (by on_progress).
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn edgellm_load(p: *const edgellm_load_params, out: *mut *mut edgellm_model) -> edgellm_status {
+    guard_status(|| {
+        // SAFETY: the caller's contract.
+        let (out, params) = unsafe { (Out::new(out, "out")?, read(p)) };
+        out.write(std::ptr::null_mut());
+        watch_forks()?;
+        // SAFETY: the caller's contract.
+        let model = unsafe { load(&params?)? };
+        out.write(Handle::new(model));
+        Ok(EDGELLM_OK)
+    })
+}
+
+/// # Safety
+/// What `params` points to is valid; `data` until the model is gone.
+unsafe fn load(params: &edgellm_load_params) -> Result<Arc<Model>> {
+    check_flags(params.flags, LOAD_FLAGS, "load_params.flags")?;
+    let source = if params.data.is_null() {
+        if params.path.is_null() || params.data_len != 0 {
+            return Err(Error::argument("load_params: exactly one of path and data (with data_len) must be set"));
+        }
+        // SAFETY: the caller's contract: NUL-terminated.
+        let path = unsafe { bytes(params.path, usize::MAX, "load_params.path")? };
+        Source::Path(Path::new(OsStr::from_bytes(path)))
+    } else {
+        if !params.path.is_null() {
+            return Err(Error::argument("load_params: both path and data are set"));
+        }
+        if params.data_len > isize::MAX as usize {
+            return Err(Error::argument("load_params.data_len is more than there is memory"));
+        }
+        // SAFETY: readable by the contract, no longer than an isize; 'static because the header makes the caller keep
+        // it until the model and its sessions are freed, and nothing else holds on to it.
+        Source::Bytes(unsafe { std::slice::from_raw_parts(params.data.cast::<u8>(), params.data_len) })
+    };
+    let mut report = |done: f32| match params.on_progress {
+        // SAFETY: the caller's function, with what the caller wants it to be called with, on the caller's thread.
+        Some(on_progress) => unsafe { on_progress(params.on_progress_user, done) == 0 },
+        None => true,
+    };
+    let options = LoadOptions {
+        threads: params.n_threads as usize,
+        spin_us: params.spin_us,
+        mmap: params.flags & EDGELLM_LOAD_NO_MMAP == 0,
+        exact: params.flags & EDGELLM_LOAD_EXACT != 0,
+        progress: Some(&mut report),
+        ..LoadOptions::default()
+    };
+    Model::load(source, options)
+}
+
+/// One more reference to a model: returns `m` itself, to be freed once more. NULL when `m` is not a model handle. Any
+/// thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn edgellm_ref(m: *mut edgellm_model) -> *mut edgellm_model {
+    guard(std::ptr::null_mut(), || {
+        // SAFETY: the caller's contract.
+        match unsafe { Handle::<Arc<Model>>::get(m) } {
+            Ok(handle) => {
+                std::mem::forget(handle.keep()); // The reference is the caller's now.
+                m
+            }
+            Err(_) => std::ptr::null_mut(),
+        }
+    })
+}
+
+/// Gives a reference back. Sessions keep their own, so a model may be freed before them. NULL is fine. Any thread. In a
+/// child process after fork() it does nothing: the memory goes with the process.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn edgellm_free(m: *mut edgellm_model) {
+    guard_unit(|| {
+        if !m.is_null() {
+            // SAFETY: the caller's contract.
+            drop(unsafe { Handle::<Arc<Model>>::take(m)? });
+        }
+        Ok(())
+    });
+}
+
+/// Says what the model is. Any thread. Errors: E_ARG.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn edgellm_model_get_info(
+    m: *const edgellm_model,
+    out: *mut edgellm_model_info,
+) -> edgellm_status {
+    guard_status(|| {
+        // SAFETY: the caller's contract.
+        let (model, out) = unsafe { (model(m)?, OutStruct::new(out)?) };
+        let info = model.info();
+        let tokenizer = model.tokenizer();
+        out.write(&edgellm_model_info {
+            struct_size: edgellm_model_info::DEFAULT_SIZE,
+            n_vocab: clamp(info.vocab_len),
+            n_ctx_train: clamp(info.context_len_max),
+            n_layers: clamp(info.layers),
+            n_params: info.parameters,
+            weight_bytes_host: info.weights_bytes,
+            arch: info.architecture.as_bytes().into(),
+            name: info.name.as_bytes().into(),
+            quant: info.quant.as_bytes().into(),
+            has_chat_template: u32::from(tokenizer.is_some_and(|tokenizer| tokenizer.has_chat_template())),
+            n_eos: clamp(tokenizer.map_or(0, |tokenizer| tokenizer.eos().len())),
+        });
+        Ok(EDGELLM_OK)
+    })
+}
+
+fn clamp(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+/// One value of the file's metadata as text: strings as they are, numbers in decimal, booleans "true" or "false".
+///
+/// `key` is UTF-8, `key_len` bytes or EDGELLM_NUL. `buf` has `cap` bytes and is not NUL-terminated; *n is the length in
+/// bytes. Any thread. Errors: E_ARG (also: no such key), E_BUFFER (*n is the length needed), E_UNSUPPORTED (an array).
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn edgellm_model_get_meta(
+    m: *const edgellm_model,
+    key: *const c_char,
+    key_len: usize,
+    buf: *mut c_char,
+    cap: usize,
+    n: *mut usize,
+) -> edgellm_status {
+    guard_status(|| {
+        // SAFETY: the caller's contract.
+        let (model, key, buffer) =
+            unsafe { (model(m)?, text(key, key_len, "key")?, Buffer::new(buf.cast::<u8>(), cap, n)?) };
+        let value = model.metadata().get(key);
+        let value = value.ok_or_else(|| Error::argument(format!("no metadata `{}` in this model", excerpt(key))))?;
+        match value {
+            Value::String(text) => buffer.write(text.as_bytes()),
+            value => buffer.write(scalar(key, value)?.as_bytes()),
+        }
+    })
+}
+
+/// A number or boolean in words.
+fn scalar(key: &str, value: &Value) -> Result<String, Failure> {
+    Ok(match value {
+        Value::U8(value) => value.to_string(),
+        Value::I8(value) => value.to_string(),
+        Value::U16(value) => value.to_string(),
+        Value::I16(value) => value.to_string(),
+        Value::U32(value) => value.to_string(),
+        Value::I32(value) => value.to_string(),
+        Value::U64(value) => value.to_string(),
+        Value::I64(value) => value.to_string(),
+        Value::F32(value) => value.to_string(),
+        Value::F64(value) => value.to_string(),
+        Value::Bool(value) => value.to_string(),
+        Value::String(value) => value.clone(),
+        Value::Array(array) => {
+            return Err(Error::Unsupported(format!("metadata `{key}` is an array of {} elements", array.count)).into());
+        }
+    })
+}
+
+/// As much of a caller's text as belongs into a message.
+fn excerpt(text: &str) -> &str {
+    text.char_indices().nth(80).map_or(text, |(end, _)| &text[..end])
+}

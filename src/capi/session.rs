@@ -1,0 +1,295 @@
+//! Sessions: made, told what to say and how, freed.
+
+use super::guard::{guard, guard_status, guard_unit};
+use super::handle::{Handle, Shared, edgellm_model, edgellm_session, with_session};
+use super::memory::{Out, check_flags, slice, text, tokens};
+use super::model::model;
+use super::sized::{init, read_optional, sized};
+use super::status::{EDGELLM_OK, edgellm_status};
+use super::types::{edgellm_logit_bias, edgellm_str, edgellm_token};
+use crate::{Error, Result, Sampling, Session, SessionOptions};
+
+/// How a session is made.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct edgellm_session_params {
+    /// Set by edgellm_session_params_init.
+    pub struct_size: u32,
+    /// 0: there are none yet.
+    pub flags: u32,
+    /// How many tokens the session can hold, at most n_ctx_train; 0 = n_ctx_train or 4096, whichever is less.
+    pub n_ctx: u32,
+    /// Tokens of the prompt per step; 0 = 512.
+    pub prefill_chunk: u32,
+}
+
+sized!(edgellm_session_params {
+    struct_size: edgellm_session_params::DEFAULT_SIZE,
+    flags: 0,
+    n_ctx: 0,
+    prefill_chunk: 0,
+});
+
+/// How a token is chosen from the logits. The defaults are greedy.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct edgellm_sampling {
+    /// Set by edgellm_sampling_init.
+    pub struct_size: u32,
+    /// 0: there are none yet.
+    pub flags: u32,
+    /// 0 = greedy: the highest logit, of equal ones the lowest token.
+    pub temperature: f32,
+    /// Only the k most likely tokens; 0 = off.
+    pub top_k: i32,
+    /// Only the most likely tokens whose probabilities together reach this; 1 = off.
+    pub top_p: f32,
+    /// Only tokens at least this many times as likely as the most likely one; 0 = off.
+    pub min_p: f32,
+    /// Divides the positive and multiplies the negative logits of recent tokens; 1 = off.
+    pub repeat_penalty: f32,
+    /// Subtracted from a logit for each recent occurrence; 0 = off.
+    pub frequency_penalty: f32,
+    /// Subtracted from the logit of each recent token; 0 = off.
+    pub presence_penalty: f32,
+    /// How many of the last tokens are recent.
+    pub penalty_last_n: u32,
+    /// (seed, position) decides, not the history of calls.
+    pub seed: u64,
+    /// 0 = until the model ends or the context is full.
+    pub max_tokens: u32,
+    /// Other than 0: go on after a token that ends a generation.
+    pub ignore_eos: u32,
+    /// `n_bias` entries.
+    pub bias: *const edgellm_logit_bias,
+    /// At most the size of the vocabulary.
+    pub n_bias: usize,
+    /// `n_stops` texts, UTF-8: generation ends before any of them.
+    pub stops: *const edgellm_str,
+    /// At most 1024.
+    pub n_stops: usize,
+    /// `n_stop_tokens` tokens: generation ends at any of them.
+    pub stop_tokens: *const edgellm_token,
+    /// At most the size of the vocabulary.
+    pub n_stop_tokens: usize,
+}
+
+sized!(edgellm_sampling {
+    struct_size: edgellm_sampling::DEFAULT_SIZE,
+    flags: 0,
+    temperature: 0.0,
+    top_k: 0,
+    top_p: 1.0,
+    min_p: 0.0,
+    repeat_penalty: 1.0,
+    frequency_penalty: 0.0,
+    presence_penalty: 0.0,
+    penalty_last_n: 64,
+    seed: 0,
+    max_tokens: 0,
+    ignore_eos: 0,
+    bias: std::ptr::null(),
+    n_bias: 0,
+    stops: std::ptr::null(),
+    n_stops: 0,
+    stop_tokens: std::ptr::null(),
+    n_stop_tokens: 0,
+});
+
+/// More stop texts than this are a mistake.
+const STOPS_MAX: usize = 1024;
+
+/// Use edgellm_session_params_init.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn edgellm_session_params_init_(p: *mut edgellm_session_params, size: usize) {
+    // SAFETY: the caller's contract.
+    guard((), || unsafe { init(p, size) });
+}
+
+/// Makes a session with all the memory that it will ever need. *out is the caller's to free. `p` = NULL: all defaults.
+///
+/// Any thread. The session keeps its own reference to the model. Errors: E_ARG, E_NOMEM, E_FORKED.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn edgellm_session_new(
+    m: *mut edgellm_model,
+    p: *const edgellm_session_params,
+    out: *mut *mut edgellm_session,
+) -> edgellm_status {
+    guard_status(|| {
+        // SAFETY: the caller's contract.
+        let (model, params, out) = unsafe { (model(m)?, read_optional(p)?, Out::new(out, "out")?) };
+        check_flags(params.flags, 0, "session_params.flags")?;
+        let options =
+            SessionOptions { context_len: params.n_ctx as usize, prefill_chunk: params.prefill_chunk as usize };
+        out.write(Handle::new(Shared::new(Session::new(model, &options)?)));
+        Ok(EDGELLM_OK)
+    })
+}
+
+/// Frees a session. Never waits: a step that another thread is in is cancelled, and that thread frees the session when
+/// it leaves. NULL is fine. Any thread; no call on this session may begin after it. In a child process after fork() it
+/// does nothing: the memory goes with the process.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn edgellm_session_free(s: *mut edgellm_session) {
+    guard_unit(|| {
+        if !s.is_null() {
+            // SAFETY: the caller's contract.
+            unsafe { Handle::<Shared>::take(s)? }.free();
+        }
+        Ok(())
+    });
+}
+
+/// Use edgellm_sampling_init.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn edgellm_sampling_init_(p: *mut edgellm_sampling, size: usize) {
+    // SAFETY: the caller's contract.
+    guard((), || unsafe { init(p, size) });
+}
+
+/// Sets how the session chooses tokens, from the next one on. Everything is copied. `p` = NULL: all defaults.
+///
+/// The session's caller only. Errors: E_ARG (a number that is not finite or out of range, a token out of range, a stop
+/// text that is empty or not UTF-8), E_BUSY, E_NOMEM, E_FORKED, E_INTERNAL.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn edgellm_session_sampling(
+    s: *mut edgellm_session,
+    p: *const edgellm_sampling,
+) -> edgellm_status {
+    guard_status(|| {
+        // SAFETY: the caller's contract.
+        let params = unsafe { read_optional(p)? };
+        // SAFETY: the caller's contract.
+        unsafe {
+            with_session(s, |session| {
+                let sampling = sampling(&params, session.model().info().vocab_len)?;
+                Ok(session.set_sampling(&sampling)?)
+            })?;
+        }
+        Ok(EDGELLM_OK)
+    })
+}
+
+/// # Safety
+/// What `params` points to is valid for its length.
+unsafe fn sampling(params: &edgellm_sampling, vocab_len: usize) -> Result<Sampling> {
+    check_flags(params.flags, 0, "sampling.flags")?;
+    at_most(params.n_bias, vocab_len, "sampling.n_bias")?;
+    at_most(params.n_stops, STOPS_MAX, "sampling.n_stops")?;
+    at_most(params.n_stop_tokens, vocab_len, "sampling.n_stop_tokens")?;
+    let top_k = usize::try_from(params.top_k);
+    // SAFETY: the contract.
+    let (biases, texts, stop_tokens) = unsafe {
+        (
+            slice(params.bias, params.n_bias, "sampling.bias")?,
+            slice(params.stops, params.n_stops, "sampling.stops")?,
+            tokens(params.stop_tokens, params.n_stop_tokens)?,
+        )
+    };
+    let mut stops = reserved(texts.len(), "stop texts")?;
+    for stop in texts {
+        // SAFETY: the contract.
+        let stop = unsafe { text(stop.ptr, stop.len, "sampling.stops")? };
+        let mut copy = String::new();
+        copy.try_reserve_exact(stop.len()).map_err(|_| Error::NoMemory { what: "a stop text", bytes: stop.len() })?;
+        copy.push_str(stop);
+        stops.push(copy);
+    }
+    let mut bias = reserved(biases.len(), "logit biases")?;
+    bias.extend(biases.iter().map(|entry| (entry.token as u32, entry.bias)));
+    let mut stop_list = reserved(stop_tokens.len(), "stop tokens")?;
+    stop_list.extend_from_slice(stop_tokens);
+    Ok(Sampling {
+        temperature: params.temperature,
+        top_k: top_k.map_err(|_| Error::argument(format!("sampling.top_k: {} is negative", params.top_k)))?,
+        top_p: params.top_p,
+        min_p: params.min_p,
+        repeat_penalty: params.repeat_penalty,
+        frequency_penalty: params.frequency_penalty,
+        presence_penalty: params.presence_penalty,
+        penalty_last_n: params.penalty_last_n as usize,
+        seed: params.seed,
+        max_tokens: params.max_tokens as usize,
+        ignore_eos: params.ignore_eos != 0,
+        bias,
+        stops,
+        stop_tokens: stop_list,
+    })
+}
+
+fn at_most(count: usize, max: usize, what: &str) -> Result<()> {
+    if count <= max { Ok(()) } else { Err(Error::argument(format!("{what} is {count}, at most {max} allowed"))) }
+}
+
+fn reserved<T>(len: usize, what: &'static str) -> Result<Vec<T>> {
+    let mut list = Vec::new();
+    list.try_reserve_exact(len).map_err(|_| Error::NoMemory { what, bytes: len * size_of::<T>() })?;
+    Ok(list)
+}
+
+/// Starts a run with these `n` tokens. The longest common prefix with what the session already holds is kept and need
+/// not be computed again (but its last token always is): *reused says how many tokens, NULL = not asked. The work is done
+/// by edgellm_step.
+///
+/// The session's caller only; no memory is asked for. Errors: E_ARG (also: no tokens, or one out of range), E_CONTEXT (more
+/// than n_ctx), E_BUSY, E_FORKED, E_INTERNAL.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn edgellm_session_prompt(
+    s: *mut edgellm_session,
+    t: *const edgellm_token,
+    n: usize,
+    reused: *mut usize,
+) -> edgellm_status {
+    guard_status(|| {
+        // SAFETY: the caller's contract.
+        let (tokens, out) = unsafe { (tokens(t, n)?, Out::optional(reused, "reused")?) };
+        // SAFETY: the caller's contract.
+        let reused = unsafe { with_session(s, |session| Ok(session.prompt(tokens)?))? };
+        out.write(reused);
+        Ok(EDGELLM_OK)
+    })
+}
+
+/// Starts a run that goes on with these `n` tokens after what the session holds.
+///
+/// The session's caller only; no memory is asked for. Errors: as edgellm_session_prompt.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn edgellm_session_append(
+    s: *mut edgellm_session,
+    t: *const edgellm_token,
+    n: usize,
+) -> edgellm_status {
+    guard_status(|| {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let tokens = tokens(t, n)?;
+            with_session(s, |session| Ok(session.append(tokens)?))?;
+        }
+        Ok(EDGELLM_OK)
+    })
+}
+
+/// Keeps the first `n_keep` tokens of the session and starts a new run from there.
+///
+/// The session's caller only; no memory is asked for. Errors: E_ARG (more than the session holds), E_BUSY, E_FORKED,
+/// E_INTERNAL.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn edgellm_session_rewind(s: *mut edgellm_session, n_keep: usize) -> edgellm_status {
+    guard_status(|| {
+        // SAFETY: the caller's contract.
+        unsafe { with_session(s, |session| Ok(session.rewind(n_keep)?))? };
+        Ok(EDGELLM_OK)
+    })
+}
+
+/// How many tokens the session holds; 0 when `s` is no session of this process. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn edgellm_session_length(s: *const edgellm_session) -> usize {
+    // SAFETY: the caller's contract.
+    guard(0, || unsafe { Handle::<Shared>::get(s) }.map_or(0, |shared| shared.control.length()))
+}

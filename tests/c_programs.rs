@@ -1,0 +1,205 @@
+//! The C side from C: each program of `tests/capi` as C99 and as C++11, against the shared and the static library, then
+//! under valgrind and AddressSanitizer where they are installed.
+#![cfg(target_os = "linux")]
+
+mod common;
+#[path = "capi/library.rs"]
+mod library;
+
+use library::{Library, succeed};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// What a program is compiled as.
+const LANGUAGES: [(&str, &str, &[&str]); 2] =
+    [("c99", "cc", &["-x", "c", "-std=c99"]), ("cxx11", "c++", &["-x", "c++", "-std=c++11"])];
+const WARNINGS: [&str; 4] = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn scratch() -> &'static Path {
+    Path::new(env!("CARGO_TARGET_TMPDIR"))
+}
+
+fn library() -> &'static Library {
+    static LIBRARY: OnceLock<Library> = OnceLock::new();
+    LIBRARY.get_or_init(Library::build)
+}
+
+/// A tiny random model with a vocabulary and a chat template, and room for the long prompts of `threads.c`.
+fn model() -> &'static Path {
+    static MODEL: OnceLock<PathBuf> = OnceLock::new();
+    MODEL.get_or_init(|| {
+        let vocabulary = common::Vocabulary::Gpt2 { pre: "qwen2" };
+        let spec = common::ModelSpec { vocabulary, context_len: 2048, ..common::ModelSpec::tiny("llama") };
+        let path = scratch().join(format!("c-programs-{}.gguf", std::process::id()));
+        std::fs::write(&path, common::random_model(&spec)).expect("the model is written");
+        path
+    })
+}
+
+/// A compiler command up to its sources.
+fn compiler(name: &str, language: &[&str]) -> Command {
+    let mut command = Command::new(name);
+    command.args(language).args(WARNINGS).args(["-O1", "-g", "-D_GNU_SOURCE", "-pthread"]);
+    command.arg("-I").arg(root().join("include")).arg("-I").arg(root().join("tests/capi"));
+    command
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Link {
+    Shared,
+    Static,
+}
+
+/// Compiles a program of `tests/capi` and returns where it is.
+fn compile(program: &str, (tag, name, language): (&str, &str, &[&str]), link: Link, extra: &[&str]) -> PathBuf {
+    let kind = if link == Link::Shared { "shared" } else { "static" };
+    let out =
+        scratch().join(format!("{program}-{tag}-{kind}{}-{}", extra.concat().replace('=', "-"), std::process::id()));
+    let mut command = compiler(name, language);
+    command.args(extra).arg(root().join("tests/capi").join(program).with_extension("c"));
+    command.args(["-x", "none", "-o"]).arg(&out);
+    let library = library();
+    match link {
+        Link::Shared => {
+            let folder = library.shared.parent().expect("a folder");
+            command.arg(&library.shared).arg(format!("-Wl,-rpath,{}", folder.display()));
+        }
+        Link::Static => {
+            command.arg(&library.archive);
+        }
+    }
+    succeed(command.args(["-lgcc_s", "-lpthread", "-ldl", "-lm", "-lc"]));
+    out
+}
+
+fn run_everywhere(program: &str) {
+    for language in LANGUAGES {
+        for link in [Link::Shared, Link::Static] {
+            let path = compile(program, language, link, &[]);
+            let output = succeed(Command::new(&path).arg(model()));
+            assert!(output.stdout.is_empty(), "{program} printed {}", String::from_utf8_lossy(&output.stdout));
+            let said = String::from_utf8_lossy(&output.stderr);
+            if said.starts_with("SKIPPED") {
+                skip(&format!("{program}: {said}"));
+            } else {
+                assert!(said.is_empty(), "{program}: the library printed {said}");
+            }
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Says on the terminal, past the test harness that hides what a passing test prints, that something was not tested.
+fn skip(what: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {what}");
+}
+
+fn installed(tool: &str) -> bool {
+    Command::new(tool).arg("--version").output().is_ok_and(|output| output.status.success())
+}
+
+#[test]
+fn api_program_runs() {
+    run_everywhere("api");
+}
+
+#[test]
+fn misuse_is_refused_with_its_status_and_words_and_writes_nothing() {
+    run_everywhere("misuse");
+}
+
+#[test]
+fn threads_program_runs() {
+    run_everywhere("threads");
+}
+
+#[test]
+fn fork_program_runs() {
+    run_everywhere("fork");
+}
+
+#[test]
+fn logits_do_not_depend_on_the_hosts_floating_point_mode() {
+    run_everywhere("ftz");
+}
+
+#[test]
+fn steps_ask_for_no_memory_and_write_nothing() {
+    run_everywhere("quiet");
+}
+
+#[test]
+fn every_program_of_the_folder_has_its_test() {
+    let here = std::fs::read_to_string(root().join("tests/c_programs.rs")).expect("this file");
+    for entry in std::fs::read_dir(root().join("tests/capi")).expect("tests/capi") {
+        let path = entry.expect("an entry").path();
+        if path.extension().is_some_and(|extension| extension == "c") {
+            let name = path.file_stem().and_then(|stem| stem.to_str()).expect("a name");
+            assert!(here.contains(&format!("run_everywhere(\"{name}\")")), "{name}.c is run by no test");
+        }
+    }
+}
+
+#[test]
+fn the_header_compiles_alone_and_its_structs_have_no_padding() {
+    let mut languages = LANGUAGES.to_vec();
+    languages.extend([("c11", "cc", &["-x", "c", "-std=c11"][..]), ("cxx20", "c++", &["-x", "c++", "-std=c++20"][..])]);
+    let source = scratch().join(format!("header-{}.c", std::process::id()));
+    std::fs::write(&source, "#include \"edgellm.h\"\n#include \"edgellm.h\"\nint edgellm_test_unit;\n")
+        .expect("a source");
+    for (_, name, language) in languages {
+        // -ffreestanding: the compiler's own stdint.h, so that 32 bits need no 32-bit libc.
+        let bits: &[&[&str]] =
+            if cfg!(target_arch = "x86_64") && name == "cc" { &[&[], &["-m32", "-ffreestanding"]] } else { &[&[]] };
+        for bits in bits {
+            succeed(compiler(name, language).args(*bits).args(["-Wpadded", "-fsyntax-only"]).arg(&source));
+        }
+    }
+    let _ = std::fs::remove_file(source);
+}
+
+#[test]
+fn programs_are_clean_under_valgrind() {
+    if !installed("valgrind") {
+        return skip("valgrind is not installed");
+    }
+    // Not quiet.c, whose own malloc stands in valgrind's way, and not ftz.c: valgrind has no flush-to-zero.
+    for program in ["api", "misuse", "threads", "fork"] {
+        let path = compile(program, LANGUAGES[0], Link::Shared, &[]);
+        let mut valgrind = Command::new("valgrind");
+        // The child of a fork cannot free what is its parent's.
+        let leaks = if program == "fork" { "--leak-check=no" } else { "--leak-check=full" };
+        valgrind.args(["--quiet", leaks, "--errors-for-leak-kinds=definite,indirect"]);
+        valgrind.args(["--show-leak-kinds=definite,indirect", "--error-exitcode=9", "--fair-sched=yes"]);
+        succeed(valgrind.arg(&path).arg(model()).args((program == "threads").then_some("brief")));
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+#[test]
+fn programs_are_clean_under_address_sanitizer() {
+    let flags = ["-fsanitize=address"];
+    let probe = scratch().join(format!("asan-{}.c", std::process::id()));
+    std::fs::write(&probe, "int main(void) { return 0; }\n").expect("a source");
+    let out = probe.with_extension("out");
+    let mut compiler = Command::new("cc");
+    let works =
+        compiler.args(flags).arg(&probe).arg("-o").arg(&out).output().is_ok_and(|output| output.status.success());
+    let _ = (std::fs::remove_file(probe), std::fs::remove_file(out));
+    if !works {
+        return skip("the compiler has no AddressSanitizer");
+    }
+    // Not quiet.c, whose own malloc is in the way.
+    for program in ["api", "misuse", "threads", "fork", "ftz"] {
+        let path = compile(program, LANGUAGES[0], Link::Shared, &flags);
+        // Leaks are valgrind's; LeakSanitizer does not work where ptrace is not allowed.
+        succeed(Command::new(&path).arg(model()).env("ASAN_OPTIONS", "detect_leaks=0"));
+        let _ = std::fs::remove_file(path);
+    }
+}

@@ -1,0 +1,73 @@
+//! What the tests of the C side share: the library as C gets it, and the header's names.
+#![allow(dead_code)] // Each test program uses a part.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// The two libraries that `cargo build --release --lib` makes.
+pub struct Library {
+    pub shared: PathBuf,
+    pub archive: PathBuf,
+}
+
+impl Library {
+    /// Builds them, in the target directory of this test; cargo does nothing when they are there.
+    pub fn build() -> Library {
+        let tmp = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+        let target = target.unwrap_or_else(|| tmp.parent().expect("a target directory").to_owned());
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--release", "--lib", "--message-format=json"]);
+        cargo.arg("--target-dir").arg(target).stderr(Stdio::inherit());
+        if !cfg!(feature = "chat") {
+            cargo.arg("--no-default-features");
+        }
+        let output = cargo.output().expect("cargo runs");
+        assert!(output.status.success(), "the library does not build");
+        let files = artifacts(&String::from_utf8_lossy(&output.stdout));
+        let find = |end: &str| files.iter().find(|path| path.to_string_lossy().ends_with(end)).cloned();
+        Library {
+            shared: find(std::env::consts::DLL_SUFFIX).expect("a shared library"),
+            archive: find(".a").expect("a static library"),
+        }
+    }
+}
+
+/// The files that cargo's messages name for the library of this package.
+fn artifacts(messages: &str) -> Vec<PathBuf> {
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let ours =
+        messages.filter(|message| message["reason"] == "compiler-artifact" && message["target"]["name"] == "edgellm");
+    ours.flat_map(|message| message["filenames"].as_array().cloned().unwrap_or_default())
+        .filter_map(|name| name.as_str().map(PathBuf::from))
+        .collect()
+}
+
+/// Every `edgellm_*` word of a text that an opening parenthesis follows and that is not a macro's definition.
+pub fn functions(text: &str) -> BTreeSet<String> {
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let skipped = |line: &str| ["//", "/*", "*", "#"].iter().any(|start| line.trim_start().starts_with(start));
+    let code = text.lines().filter(move |line| !skipped(line));
+    code.flat_map(|line| {
+        let starts = line.match_indices("edgellm_").filter(move |&(at, _)| !line[..at].ends_with(is_word));
+        starts.filter_map(move |(at, _)| {
+            let end = line[at..].find(|c| !is_word(c))? + at;
+            line[end..].starts_with('(').then(|| line[at..end].to_owned())
+        })
+    })
+    .collect()
+}
+
+/// Runs a command that has to succeed, and shows all of it when it does not.
+pub fn succeed(command: &mut Command) -> Output {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output
+}
