@@ -1,0 +1,244 @@
+//! The command line's grammar, and the option structs of the library made from it.
+
+use crate::failure::Failure;
+use clap::{Args, Parser, Subcommand};
+use edgellm::{LoadOptions, Model, Sampling, Source};
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Runs GGUF language models on this machine.
+///
+/// Exit codes: 0 done, 1 failed (the reason is on stderr), 2 wrong usage. The environment variable LIBEDGELLM_LOG
+/// (error, warn, info, debug, trace) makes the library talk on stderr.
+#[derive(Parser)]
+#[command(version)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    Run(RunArgs),
+    Chat(ChatArgs),
+    Info(InfoArgs),
+    Tokenize(TokenizeArgs),
+    Bench(BenchArgs),
+}
+
+/// Continues a prompt, or answers it with --chat; text streams to stdout
+///
+/// The prompt is tokenized as it stands, with BOS where the model wants one, and special tokens in it (such as
+/// <|im_end|>) count as tokens: whoever writes the command line writes the whole prompt. The default is greedy, so two
+/// runs print the same. A newline is written after the text.
+#[derive(Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub load: LoadArgs,
+    #[command(flatten)]
+    pub prompt: PromptArgs,
+    /// The prompt is a user's message: the model's chat template is put around it
+    #[arg(long)]
+    pub chat: bool,
+    /// A system message before the prompt
+    #[arg(long, value_name = "TEXT", requires = "chat", allow_hyphen_values = true)]
+    pub system: Option<String>,
+    /// Write one JSON object at the end, {"prompt_ids": [...], "ids": [...], "text": "..."}, in place of streaming
+    ///
+    /// `ids` are the generated tokens, without the one that ended the text.
+    #[arg(long)]
+    pub token_ids: bool,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
+
+/// Where a prompt comes from: exactly one of the two.
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+pub struct PromptArgs {
+    /// The prompt
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub prompt: Option<String>,
+    /// Read the prompt from a file, or from stdin with '-'; one newline at its end is dropped
+    #[arg(short, long, value_name = "PROMPT_FILE")]
+    pub file: Option<PathBuf>,
+}
+
+/// Talks with the model: each line is a message, /clear forgets, /exit or Ctrl-D ends
+///
+/// Ctrl-C stops the answer; while the program waits for a line it ends the program. Lines may come from a pipe. The
+/// default temperature is 0.7.
+#[derive(Args)]
+pub struct ChatArgs {
+    #[command(flatten)]
+    pub load: LoadArgs,
+    /// A system message before the first line
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub system: Option<String>,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
+
+/// Says what a model is and how this machine would run it
+#[derive(Args)]
+pub struct InfoArgs {
+    #[command(flatten)]
+    pub load: LoadArgs,
+    /// One JSON object in place of lines
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Writes the token ids of a text as a JSON array
+#[derive(Args)]
+pub struct TokenizeArgs {
+    /// The GGUF file (of a split model: its first part)
+    pub model: PathBuf,
+    /// The text
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub text: String,
+    /// Special tokens in the text are tokens; without this they are text
+    #[arg(long)]
+    pub special: bool,
+    /// Add BOS where the model wants one
+    #[arg(long)]
+    pub bos: bool,
+}
+
+/// Measures prefill and decode speed beside the memory's own
+///
+/// Figures are medians over the repeats, read bandwidth is the best pass. The prompt is random tokens from a fixed
+/// sequence, so a file without a vocabulary does as well. Decode is memory bound: its GB/s (bytes of weights read per
+/// token times tokens per second) is to be compared with the read bandwidth of the same threads in the same run.
+#[derive(Args)]
+pub struct BenchArgs {
+    #[command(flatten)]
+    pub load: LoadArgs,
+    /// Tokens to prefill
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    pub prompt_tokens: u32,
+    /// Tokens to decode after the first
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    pub gen_tokens: u32,
+    /// Repeats
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub repeat: u32,
+    /// One JSON object in place of lines
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What to load and onto what.
+#[derive(Args)]
+pub struct LoadArgs {
+    /// The GGUF file (of a split model: its first part)
+    pub model: PathBuf,
+    /// Threads that compute; 0 = one per core this process may use
+    #[arg(short, long, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
+    /// Kernel table, such as x86_64-avx2 or scalar [default: the best this CPU has]
+    #[arg(long, value_name = "NAME")]
+    pub isa: Option<String>,
+    /// Weights and activations in f32: slow and large, for checking
+    #[arg(long)]
+    pub exact: bool,
+}
+
+impl LoadArgs {
+    /// Loads the model; a load that people have to wait for shows its progress on a terminal.
+    pub fn load(&self) -> Result<Arc<Model>, Failure> {
+        let mut progress = Progress::new();
+        let mut report = |done: f32| {
+            progress.report(done);
+            true
+        };
+        let options = LoadOptions {
+            threads: self.threads,
+            isa: self.isa.as_deref(),
+            exact: self.exact,
+            progress: Some(&mut report),
+            ..LoadOptions::default()
+        };
+        let model = Model::load(Source::Path(&self.model), options);
+        progress.clear();
+        Ok(model?)
+    }
+}
+
+/// How tokens are chosen and how many.
+#[derive(Args)]
+pub struct SamplingArgs {
+    /// Tokens to generate; 0 = until the model ends its text or the context is full
+    #[arg(short = 'n', long = "max-tokens", value_name = "N", default_value_t = 0)]
+    pub max_tokens: usize,
+    /// 0 = greedy, always the most likely token [default: 0; in a chat: 0.7]
+    #[arg(long, value_name = "T")]
+    pub temperature: Option<f32>,
+    /// Choose among the K most likely tokens; 0 = off
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub top_k: usize,
+    /// Choose among the most likely tokens that reach this probability together; 1 = off
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub top_p: f32,
+    /// Choose among tokens at least this fraction as likely as the most likely one; 0 = off
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    pub min_p: f32,
+    /// Make recent tokens less likely; 1 = off
+    #[arg(long, value_name = "R", default_value_t = 1.0)]
+    pub repeat_penalty: f32,
+    /// Same seed, same text
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Go on after the model has ended its text
+    #[arg(long)]
+    pub ignore_eos: bool,
+    /// Tokens the session can hold, prompt and text together; 0 = the model's own, at most 4096
+    #[arg(long = "ctx", value_name = "N", default_value_t = 0)]
+    pub context_len: usize,
+}
+
+impl SamplingArgs {
+    /// The library's options; `temperature` is for when the command line has none.
+    pub fn sampling(&self, temperature: f32) -> Sampling {
+        Sampling {
+            temperature: self.temperature.unwrap_or(temperature),
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repeat_penalty: self.repeat_penalty,
+            seed: self.seed,
+            max_tokens: self.max_tokens,
+            ignore_eos: self.ignore_eos,
+            ..Sampling::default()
+        }
+    }
+}
+
+/// One line on a terminal's stderr that says how far a load is, gone when it is done.
+struct Progress {
+    from: Option<Instant>, // None: stderr is no terminal.
+    shown: Option<u32>,    // Percent.
+}
+
+impl Progress {
+    fn new() -> Self {
+        Progress { from: std::io::stderr().is_terminal().then(Instant::now), shown: None }
+    }
+
+    fn report(&mut self, done: f32) {
+        let percent = (done.clamp(0.0, 1.0) * 100.0) as u32;
+        let slow = self.from.is_some_and(|from| from.elapsed() > Duration::from_millis(300));
+        if slow && self.shown != Some(percent) {
+            let _ = write!(std::io::stderr(), "\rloading {percent} %");
+            self.shown = Some(percent);
+        }
+    }
+
+    fn clear(&self) {
+        if self.shown.is_some() {
+            let _ = write!(std::io::stderr(), "\r{:16}\r", "");
+        }
+    }
+}

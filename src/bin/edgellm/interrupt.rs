@@ -1,0 +1,45 @@
+//! Ctrl-C during an answer stops the answer, not the program.
+
+use crate::failure::Failure;
+use edgellm::session::Control;
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+
+/// What the handler cancels: a handler reaches nothing but globals. Set once, never freed.
+static CONTROL: AtomicPtr<Control> = AtomicPtr::new(ptr::null_mut());
+/// Whether there is an answer to stop.
+static ANSWERING: AtomicBool = AtomicBool::new(false);
+
+/// From now on SIGINT cancels this session's run while [`answering`] runs, and ends the program at other times.
+pub fn install(control: Arc<Control>) -> Result<(), Failure> {
+    CONTROL.store(Arc::into_raw(control).cast_mut(), Ordering::Release);
+    // SAFETY: all zeros is a valid `sigaction`: no flags, an empty mask, no restorer.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = on_interrupt as extern "C" fn(libc::c_int) as libc::sighandler_t;
+    action.sa_flags = libc::SA_RESTART;
+    // SAFETY: `action` is initialised, its handler is async-signal-safe, and NULL asks for no old action.
+    match unsafe { libc::sigaction(libc::SIGINT, &action, ptr::null_mut()) } {
+        0 => Ok(()),
+        _ => Err(Failure::new(format_args!("SIGINT handler: {}", std::io::Error::last_os_error()))),
+    }
+}
+
+/// Runs `answer`, which Ctrl-C stops.
+pub fn answering<T>(answer: impl FnOnce() -> T) -> T {
+    ANSWERING.store(true, Ordering::Release);
+    let result = answer();
+    ANSWERING.store(false, Ordering::Release);
+    result
+}
+
+/// Async-signal-safe: atomic loads, then an atomic store (`cancel` promises no more) or `_exit`.
+extern "C" fn on_interrupt(signal: libc::c_int) {
+    // SAFETY: `install` stored a pointer from an `Arc` whose count it never gives back.
+    let control = unsafe { CONTROL.load(Ordering::Acquire).as_ref() };
+    match control {
+        Some(control) if ANSWERING.load(Ordering::Acquire) => control.cancel(0),
+        // SAFETY: `_exit` is async-signal-safe and does not return.
+        _ => unsafe { libc::_exit(128 + signal) },
+    }
+}
