@@ -578,7 +578,7 @@ edgellm_status edgellm_step(struct edgellm_session *s,
                             struct edgellm_event *ev);
 
 // edgellm_step that gives the thread back at the first stage of a layer that ends after `deadline_ns`, a time of
-// CLOCK_MONOTONIC in nanoseconds: AGAIN, nothing is lost, and the next call goes on from there. UINT64_MAX = no deadline.
+// CLOCK_MONOTONIC in nanoseconds: AGAIN, nothing is lost, and the next call goes on from there. 0 = no deadline.
 EDGELLM_API
 EDGELLM_CHECK
 edgellm_status edgellm_step_until(struct edgellm_session *s,
@@ -598,7 +598,7 @@ EDGELLM_API
 uint64_t edgellm_session_run(const struct edgellm_session *s);
 
 // For samplers of your own: computes all tokens that are pending and leaves the logits of the next one. Returns AGAIN
-// when `deadline_ns` came first (as for edgellm_step_until; UINT64_MAX = no deadline).
+// when `deadline_ns` came first (as for edgellm_step_until; 0 = no deadline).
 //
 // The session's caller only; asks for no memory after the first. Errors: as edgellm_step.
 EDGELLM_API EDGELLM_CHECK edgellm_status edgellm_forward(struct edgellm_session *s, uint64_t deadline_ns);

@@ -10,8 +10,8 @@ use crate::session::Stats;
 use crate::{Error, Event, EventKind, Finish, Result};
 use std::time::{Duration, Instant};
 
-/// As a deadline: there is none.
-const NO_DEADLINE: u64 = u64::MAX;
+/// As a deadline: there is none, as 0 is the default everywhere.
+const NO_DEADLINE: u64 = 0;
 
 /// Nothing happened.
 pub const EDGELLM_EV_NONE: i32 = 0;
@@ -194,7 +194,7 @@ pub unsafe extern "C" fn edgellm_step(s: *mut edgellm_session, ev: *mut edgellm_
 }
 
 /// edgellm_step that gives the thread back at the first stage of a layer that ends after `deadline_ns`, a time of
-/// CLOCK_MONOTONIC in nanoseconds: AGAIN, nothing is lost, and the next call goes on from there. UINT64_MAX = no deadline.
+/// CLOCK_MONOTONIC in nanoseconds: AGAIN, nothing is lost, and the next call goes on from there. 0 = no deadline.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn edgellm_step_until(
@@ -243,7 +243,7 @@ pub unsafe extern "C" fn edgellm_session_run(s: *const edgellm_session) -> u64 {
 }
 
 /// For samplers of your own: computes all tokens that are pending and leaves the logits of the next one. Returns AGAIN
-/// when `deadline_ns` came first (as for edgellm_step_until; UINT64_MAX = no deadline).
+/// when `deadline_ns` came first (as for edgellm_step_until; 0 = no deadline).
 ///
 /// The session's caller only; asks for no memory after the first. Errors: as edgellm_step.
 #[unsafe(no_mangle)]

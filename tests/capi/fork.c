@@ -38,7 +38,7 @@ static void child(const char *path, const edgellm_token *wanted) {
     REFUSED(EDGELLM_E_FORKED, "fork", edgellm_session_rewind(s, 0));
     REFUSED(EDGELLM_E_FORKED, "fork", edgellm_step(s, &event));
     REFUSED(EDGELLM_E_FORKED, "fork", edgellm_step_until(s, 0, &event));
-    REFUSED(EDGELLM_E_FORKED, "fork", edgellm_forward(s, UINT64_MAX));
+    REFUSED(EDGELLM_E_FORKED, "fork", edgellm_forward(s, 0));
     REFUSED(EDGELLM_E_FORKED, "fork", edgellm_logits(s, &logits, &n));
     REFUSED(EDGELLM_E_FORKED, "fork", edgellm_accept(s, token, &event));
     REFUSED(EDGELLM_E_FORKED, "fork", edgellm_session_stats(s, &stats, 0));

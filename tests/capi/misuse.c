@@ -338,7 +338,7 @@ static void sequences(void) {
     for (i = 0; i < 32; i++) tokens[i] = (edgellm_token)(i + 1);
     event.ns = 123;
     REFUSED(EDGELLM_E_STATE, "", edgellm_step(small, &event));
-    REFUSED(EDGELLM_E_STATE, "", edgellm_forward(small, UINT64_MAX));
+    REFUSED(EDGELLM_E_STATE, "", edgellm_forward(small, 0));
     REFUSED(EDGELLM_E_STATE, "", edgellm_logits(small, &logits, &n));
     REFUSED(EDGELLM_E_STATE, "", edgellm_accept(small, 1, &event));
     CHECK(edgellm_last_error()[0] != '\0' && event.ns == 123 && logits == NULL && n == 0);
@@ -376,7 +376,7 @@ static void sequences(void) {
 
     /* Own sampler: a token out of range is refused and the right one is still welcome. */
     STATUS(EDGELLM_OK, edgellm_session_prompt(small, tokens, 4, NULL));
-    STATUS(EDGELLM_OK, edgellm_forward(small, UINT64_MAX));
+    STATUS(EDGELLM_OK, edgellm_forward(small, 0));
     REFUSED(ARG, "", edgellm_accept(small, INT32_MAX, &event));
     REFUSED(ARG, "out", edgellm_logits(small, NULL, &n));
     REFUSED(ARG, "n:", edgellm_logits(small, &logits, NULL));

@@ -142,7 +142,7 @@ static void quiet(const char *path, uint32_t n_threads) {
         edgellm_status status = edgellm_step_until(s, 1, &event);
         stats.struct_size = sizeof stats;
         CHECK(status == EDGELLM_AGAIN || status == EDGELLM_OK);
-        STATUS(EDGELLM_OK, edgellm_forward(s, UINT64_MAX));
+        STATUS(EDGELLM_OK, edgellm_forward(s, 0));
         STATUS(EDGELLM_OK, edgellm_logits(s, &logits, &n_vocab));
         STATUS(EDGELLM_OK, edgellm_accept(s, 5, &event));
         STATUS(EDGELLM_OK, edgellm_session_stats(s, &stats, 0));

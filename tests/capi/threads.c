@@ -126,6 +126,7 @@ static void on_alarm(int number) {
 }
 
 static void cancel_from_a_signal(void) {
+    edgellm_session *own;
     struct sigaction action;
     struct itimerval timer;
     edgellm_event event;
@@ -151,7 +152,9 @@ static void cancel_from_a_signal(void) {
     timer.it_value.tv_usec = timer.it_interval.tv_usec = 0;
     CHECK(setitimer(ITIMER_REAL, &timer, NULL) == 0);
     CHECK(cancelled == times);
-    edgellm_session_free(alarmed);
+    own = alarmed;
+    alarmed = NULL; /* A signal that is still on its way finds no session. */
+    edgellm_session_free(own);
 }
 
 /* The step ends early, and its thread frees what is left. The model's last reference goes with it. */
