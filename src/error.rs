@@ -21,15 +21,30 @@ pub enum Error {
     /// Another thread is inside this session.
     Busy,
     /// Memory could not be had, for what and how many bytes.
-    NoMemory { what: &'static str, bytes: usize },
+    NoMemory {
+        /// For what.
+        what: &'static str,
+        /// How much.
+        bytes: usize,
+    },
     /// The operating system refused; `errno` is its code or 0.
-    Io { message: String, errno: i32 },
+    Io {
+        /// What was being done to which thing, and why it failed.
+        message: String,
+        /// The system's code, or 0.
+        errno: i32,
+    },
     /// The file is damaged or hostile.
     Format(String),
     /// The file is fine, this build cannot run it.
     Unsupported(String),
     /// The context is full: `capacity` tokens fit, `wanted` were asked for.
-    Context { capacity: usize, wanted: usize },
+    Context {
+        /// Tokens that fit.
+        capacity: usize,
+        /// Tokens asked for.
+        wanted: usize,
+    },
     /// Another thread cancelled the step; the session is as it was before the step.
     Cancelled,
     /// The handle was used in a child process after `fork`.

@@ -16,6 +16,8 @@
 //! | [`session`] | one sequence being generated |
 //! | `capi` | the C ABI of `include/edgellm.h` |
 
+#![warn(missing_docs)]
+
 #[cfg(not(panic = "unwind"))]
 compile_error!("libedgellm catches panics at its C boundary: build it with panic = \"unwind\"");
 

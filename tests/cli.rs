@@ -206,6 +206,18 @@ fn info_says_the_same_to_people_and_to_programs() {
 }
 
 #[test]
+fn the_environment_may_force_a_kernel_table() {
+    let (_folder, model) = model();
+    let info = |table: &str| {
+        let mut command = command();
+        command.env("LIBEDGELLM_FORCE_ISA", table).args(["info", text(&model), "--json"]);
+        command.output().expect("the program starts")
+    };
+    assert_eq!(json(info("scalar"))["isa"], "scalar");
+    assert!(complaint(info("mmx")).contains("mmx"));
+}
+
+#[test]
 fn bench_reports_every_figure_as_a_number() {
     let (_folder, model) = model();
     let args = ["bench", text(&model), "--threads=2", "--prompt-tokens=9", "--gen-tokens=3", "--repeat=2"];

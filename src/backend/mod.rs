@@ -12,14 +12,19 @@ use crate::file::Tensor;
 /// The shape of a model: what a backend must know beside the weights.
 #[derive(Clone, Debug)]
 pub struct Shape {
+    /// Layers.
     pub layers: usize,
     /// Width of the residual stream.
     pub hidden: usize,
     /// Width of the feed-forward.
     pub intermediate: usize,
+    /// Heads of queries: a multiple of `kv_heads`.
     pub query_heads: usize,
+    /// Heads of keys and values.
     pub kv_heads: usize,
+    /// Values of a head.
     pub head_dim: usize,
+    /// Tokens of the vocabulary.
     pub vocab_len: usize,
     /// Added to the mean square in RMSNorm.
     pub norm_epsilon: f32,
@@ -31,32 +36,49 @@ pub struct Shape {
 
 /// A projection: weights (rows = outputs, columns = inputs) and perhaps a bias (outputs).
 pub struct Linear<'a> {
+    /// (outputs, inputs).
     pub weight: Tensor<'a>,
+    /// (outputs).
     pub bias: Option<Vec<f32>>,
 }
 
 /// One layer's weights, checked against the shape.
 pub struct LayerWeights<'a> {
-    pub attn_norm: Vec<f32>,      // (hidden)
-    pub q: Linear<'a>,            // (query_heads * head_dim, hidden)
-    pub k: Linear<'a>,            // (kv_heads * head_dim, hidden)
-    pub v: Linear<'a>,            // (kv_heads * head_dim, hidden)
-    pub q_norm: Option<Vec<f32>>, // (head_dim)
-    pub k_norm: Option<Vec<f32>>, // (head_dim)
-    pub attn_output: Linear<'a>,  // (hidden, query_heads * head_dim)
-    pub ffn_norm: Vec<f32>,       // (hidden)
-    pub gate: Linear<'a>,         // (intermediate, hidden)
-    pub up: Linear<'a>,           // (intermediate, hidden)
-    pub down: Linear<'a>,         // (hidden, intermediate)
+    /// (hidden).
+    pub attn_norm: Vec<f32>,
+    /// (query_heads * head_dim, hidden).
+    pub q: Linear<'a>,
+    /// (kv_heads * head_dim, hidden).
+    pub k: Linear<'a>,
+    /// (kv_heads * head_dim, hidden).
+    pub v: Linear<'a>,
+    /// (head_dim).
+    pub q_norm: Option<Vec<f32>>,
+    /// (head_dim).
+    pub k_norm: Option<Vec<f32>>,
+    /// (hidden, query_heads * head_dim).
+    pub attn_output: Linear<'a>,
+    /// (hidden).
+    pub ffn_norm: Vec<f32>,
+    /// (intermediate, hidden).
+    pub gate: Linear<'a>,
+    /// (intermediate, hidden).
+    pub up: Linear<'a>,
+    /// (hidden, intermediate).
+    pub down: Linear<'a>,
 }
 
 /// A model's weights as they lie in the file, checked against the shape.
 pub struct Weights<'a> {
-    pub embedding: Tensor<'a>, // (vocab_len, hidden)
+    /// (vocab_len, hidden).
+    pub embedding: Tensor<'a>,
+    /// In order.
     pub layers: Vec<LayerWeights<'a>>,
-    pub output_norm: Vec<f32>, // (hidden)
+    /// (hidden).
+    pub output_norm: Vec<f32>,
     /// None: tied to the embedding.
-    pub head: Option<Tensor<'a>>, // (vocab_len, hidden)
+    /// (vocab_len, hidden).
+    pub head: Option<Tensor<'a>>,
 }
 
 /// A machine that holds a model's weights. Shared by sessions and threads.

@@ -16,6 +16,7 @@ pub const SUM: usize = 16;
 pub struct Block {
     /// In -127..=127.
     pub quants: [i8; BLOCK],
+    /// What a quant is multiplied with.
     pub scale: f32,
     /// `scale` times the sum of the quants: what the minimum of a weight block is multiplied with.
     pub scaled_sum: f32,
@@ -29,17 +30,21 @@ unsafe impl Plain for Block {}
 
 /// Up to `rows_max` rows of activations, one per token, and their int8 form.
 pub struct RowsBuffer {
-    pub values: Buffer<f32>, // (rows_max, columns)
-    blocks: Buffer<Block>,   // (rows_max, columns / 32)
+    /// (rows_max, columns).
+    pub values: Buffer<f32>,
+    blocks: Buffer<Block>, // (rows_max, columns / 32)
     columns: usize,
 }
 
 /// Rows to be read by a GEMM.
 #[derive(Clone, Copy)]
 pub struct Rows<'a> {
+    /// Values of a row.
     pub columns: usize,
-    pub values: &'a [f32],   // (rows, columns)
-    pub blocks: &'a [Block], // (rows, columns / 32)
+    /// (rows, columns).
+    pub values: &'a [f32],
+    /// (rows, columns / 32).
+    pub blocks: &'a [Block],
 }
 
 impl RowsBuffer {

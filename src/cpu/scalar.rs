@@ -12,6 +12,7 @@ use super::{Kernels, lanes, tile};
 use crate::quant::{self, Format};
 use half::{bf16, f16};
 
+/// The table that runs everywhere and defines the others.
 pub static SCALAR: Kernels = Kernels {
     name: "scalar",
     available: || true,

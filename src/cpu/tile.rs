@@ -13,8 +13,11 @@ pub const ROWS: usize = 16;
 
 /// A field of a block: `bytes` bytes at `offset`, interleaved in units of `unit` bytes.
 pub struct Field {
+    /// Where it is in the block.
     pub offset: usize,
+    /// How long it is.
     pub bytes: usize,
+    /// How much of it stays together.
     pub unit: usize,
 }
 

@@ -26,6 +26,7 @@ const BYTE_STRINGS: [&str; 2] = ["tokenizer.ggml.tokens", "tokenizer.ggml.merges
 /// What a GGUF file says about itself; every place lies inside the file.
 #[derive(Debug)]
 pub struct Parsed {
+    /// The key-value pairs.
     pub metadata: Metadata,
     /// In the order of the file.
     pub tensors: Vec<TensorInfo>,
@@ -34,7 +35,9 @@ pub struct Parsed {
 /// Where a tensor is.
 #[derive(Debug)]
 pub struct TensorInfo {
+    /// Unique in the file.
     pub name: String,
+    /// What its bytes mean.
     pub format: Format,
     /// Fastest first; unused dimensions are 1.
     pub shape: [usize; 4],

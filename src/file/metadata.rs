@@ -4,6 +4,7 @@ use super::cursor::{Cursor, Named};
 use crate::{Error, Result};
 
 /// GGUF's ids for types of values.
+#[allow(missing_docs)] // Each is the id of what it is called.
 pub mod kind {
     pub const U8: u32 = 0;
     pub const I8: u32 = 1;
@@ -40,6 +41,7 @@ pub mod kind {
 
 /// A scalar or array of GGUF metadata, checked and owned.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)] // Each holds what it is called.
 pub enum Value {
     U8(u8),
     I8(i8),
@@ -97,7 +99,9 @@ impl Value {
 pub struct Array {
     /// One of [`kind`], never an array.
     pub element: u32,
+    /// How many elements.
     pub count: usize,
+    /// The elements, little-endian, one after the other; each string behind its length (u64).
     pub bytes: Vec<u8>,
 }
 

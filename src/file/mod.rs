@@ -19,7 +19,9 @@ use std::path::Path;
 /// One tensor of a file: a name, a shape, a format, and its bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Tensor<'a> {
+    /// Unique in the model.
     pub name: &'a str,
+    /// What its bytes mean.
     pub format: Format,
     /// GGUF order, fastest first: `shape[0]` = columns (inputs), `shape[1]` = rows (outputs). Unused ones are 1.
     pub shape: [usize; 4],

@@ -7,8 +7,11 @@ use crate::{Error, Result};
 
 /// What the metadata says, checked.
 pub struct Config {
+    /// Its row of the table.
     pub architecture: &'static Architecture,
+    /// What the backend must know.
     pub shape: Shape,
+    /// Tokens that the model was trained to see at once.
     pub context_len_max: usize,
 }
 

@@ -61,8 +61,11 @@ pub struct Model {
 /// Tensors of one format.
 #[derive(Clone, Copy, Debug)]
 pub struct TensorSummary {
+    /// Their format.
     pub format: Format,
+    /// How many there are.
     pub count: usize,
+    /// Their bytes in the file.
     pub bytes: u64,
 }
 
@@ -74,14 +77,23 @@ pub struct ModelInfo<'a> {
     pub name: &'a str,
     /// The formats of its matrices, the most bytes first: `Q4_K+Q6_K`.
     pub quant: &'a str,
+    /// Tokens of the vocabulary.
     pub vocab_len: usize,
+    /// Tokens that a session may hold at the most.
     pub context_len_max: usize,
+    /// Layers.
     pub layers: usize,
+    /// Width of the residual stream.
     pub hidden: usize,
+    /// Width of the feed-forward.
     pub intermediate: usize,
+    /// Heads of queries.
     pub query_heads: usize,
+    /// Heads of keys and values.
     pub kv_heads: usize,
+    /// Values of a head.
     pub head_dim: usize,
+    /// Values of all tensors.
     pub parameters: u64,
     /// Per format, the most bytes first.
     pub tensors: &'a [TensorSummary],
@@ -91,7 +103,9 @@ pub struct ModelInfo<'a> {
     pub weights_bytes_per_token: u64,
     /// The kernel table.
     pub isa: &'static str,
+    /// Threads that compute.
     pub threads: usize,
+    /// How long the load took.
     pub load_ns: u64,
 }
 

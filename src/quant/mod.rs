@@ -22,6 +22,7 @@ pub use q4_k::scales_k4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 #[allow(non_camel_case_types)] // The field's own spellings.
+#[allow(missing_docs)] // The module of each has its layout.
 pub enum Format {
     F32 = 0,
     F16 = 1,

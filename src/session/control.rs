@@ -34,20 +34,33 @@ const COUNTERS: usize = 9;
 /// Times in ns; the step percentiles are of decode steps since the last reset, to 6 %.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Stats {
+    /// Forward passes that were completed.
     pub steps: u64,
+    /// Tokens given to `prompt` and `append`.
     pub tokens_prompt: u64,
+    /// Of these, tokens that were in the KV cache already.
     pub tokens_reused: u64,
+    /// Tokens committed.
     pub tokens_out: u64,
+    /// Loading the model.
     pub ns_load: u64,
     /// From `prompt` or `append` to the first token of the last run.
     pub ns_first_token: u64,
+    /// Forward passes before a run's first token.
     pub ns_prefill: u64,
+    /// Forward passes after it.
     pub ns_decode: u64,
+    /// Choosing tokens.
     pub ns_sample: u64,
+    /// Half of the decode steps took at most this.
     pub step_ns_p50: u64,
+    /// 95 of 100.
     pub step_ns_p95: u64,
+    /// 99 of 100.
     pub step_ns_p99: u64,
+    /// The longest.
     pub step_ns_max: u64,
+    /// Memory of the KV cache.
     pub kv_bytes: u64,
 }
 

@@ -54,7 +54,9 @@ pub enum Finish {
 /// What a step did, in full.
 #[derive(Clone, Debug)]
 pub struct Event<'a> {
+    /// What kind of step it was.
     pub kind: EventKind,
+    /// Why it is over, with [`EventKind::End`].
     pub finish: Option<Finish>,
     /// The token committed by this step: also the EOS or stop token that ended the run.
     pub token: Option<u32>,
@@ -62,8 +64,9 @@ pub struct Event<'a> {
     pub logprob: f32,
     /// Whole UTF-8 characters.
     pub text: &'a str,
-    /// Tokens of the run's prompt that are in, of those that were not there before.
+    /// Tokens of the run's prompt that are in, of those that had to be computed.
     pub prompt_done: usize,
+    /// Tokens of the run's prompt that had to be computed.
     pub prompt_total: usize,
     /// Tokens in the sequence.
     pub length: usize,

@@ -15,7 +15,9 @@ use std::sync::Arc;
 
 /// How the weights are held.
 pub struct Options {
+    /// What computes.
     pub kernels: &'static Kernels,
+    /// Who computes.
     pub pool: ThreadPool,
     /// All weights as f32, all activations and the KV cache in f32.
     pub exact: bool,

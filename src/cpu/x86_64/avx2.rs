@@ -140,6 +140,17 @@ fn store(out: &mut [f32], row: usize, half: usize, sums: __m256) {
     unsafe { _mm256_storeu_ps(out.as_mut_ptr(), sums) }
 }
 
+/// Stores what a micro-kernel summed.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn store_all<const M: usize, const H: usize>(out: &mut [f32], half: usize, sums: &[[__m256; M]; H]) {
+    for h in 0..H {
+        for m in 0..M {
+            store(out, m, half + h, sums[h][m]);
+        }
+    }
+}
+
 /// The fifth bits of 4 columns of 8 rows, each as 16 or 0 in its byte: group `group` of the 32 bits in each lane.
 #[inline]
 #[target_feature(enable = "avx2")]
@@ -195,11 +206,7 @@ fn micro_simple<const BITS: usize, const MINIMUM: bool, const M: usize, const H:
             }
         }
     }
-    for h in 0..H {
-        for m in 0..M {
-            store(out, m, half + h, sums[h][m]);
-        }
-    }
+    store_all(out, half, &sums);
 }
 
 /// Σ code · quant over a block of 32 columns, for 8 rows and each of M activation rows.
@@ -346,11 +353,7 @@ fn micro_k<const BITS: usize, const M: usize, const H: usize>(
             }
         }
     }
-    for h in 0..H {
-        for m in 0..M {
-            store(out, m, half + h, sums[h][m]);
-        }
-    }
+    store_all(out, half, &sums);
 }
 
 /// Σ code · quant over sub-blocks 2·pair (low halves of the bytes) and 2·pair + 1 (high halves).
@@ -425,11 +428,7 @@ fn micro_q6_k<const M: usize, const H: usize>(tile: &[u8], x: Micro<'_, M>, half
             }
         }
     }
-    for h in 0..H {
-        for m in 0..M {
-            store(out, m, half + h, sums[h][m]);
-        }
-    }
+    store_all(out, half, &sums);
 }
 
 /// Σ scale · code · quant over group j of 32 columns of a Q6_K block: two sub-blocks of 16 with their scales.
