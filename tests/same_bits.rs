@@ -79,6 +79,24 @@ fn logits_are_the_same_for_every_kernel_table_thread_count_and_chunk() {
 }
 
 #[test]
+fn a_prompt_longer_than_the_longest_chunk_has_the_same_bits_in_every_cut() {
+    let spec = ModelSpec { formats: Formats::q4_k_m(), context_len: 1024, ..ModelSpec::tiny("qwen2") };
+    let bytes = forever(random_model(&spec));
+    let tokens = tokens(700, spec.vocab);
+    let expected = hash(&mut session(&load(bytes, "scalar", 2), 512), &tokens, &[tokens.len()]);
+    for kernels in cpu::available() {
+        let chunks: &[usize] = if kernels.name() == "scalar" { &[64] } else { &[1, 7, 64, 512, 700] };
+        for threads in [1, 3] {
+            let model = load(bytes, kernels.name(), threads);
+            for &chunk in chunks {
+                let found = hash(&mut session(&model, chunk), &tokens, &[tokens.len()]);
+                assert_eq!(found, expected, "{}, {threads} threads, chunks of {chunk}", kernels.name());
+            }
+        }
+    }
+}
+
+#[test]
 fn decoding_gives_the_bits_of_prefill() {
     for (name, bytes, vocab) in models() {
         let tokens = tokens(70, vocab);

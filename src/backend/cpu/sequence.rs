@@ -284,7 +284,7 @@ impl Sequence for CpuSequence {
 }
 
 impl CpuSequence {
-    /// q/k norm and RoPE on every head of the pass; keys and values go to the cache as f16.
+    /// q/k norm and RoPE on every head of the pass; keys and values go to the cache.
     fn rotate_and_append(&mut self, layer: usize) -> Result<()> {
         let inner = &*self.inner;
         let (shape, kernels, weights) = (&inner.shape, inner.kernels, &inner.layers[layer]);
