@@ -53,13 +53,14 @@ pub fn exp(x: f32) -> f32 {
     if x < -87.0 { 0.0 } else { scaled }
 }
 
-/// Quantizes a row to int8 in blocks of 32: scale = max|x| / 127, quants rounded half to even.
+/// Quantizes a row to int8 in blocks of 32: scale = max|x| / 127, quants rounded half to even. The blocks go to every
+/// `stride`-th place of `out`.
 ///
 /// A value that is not finite makes its block's scale NaN, so that it reaches the logits, where it is an error.
 #[inline(always)]
-pub fn quantize(x: &[f32], out: &mut [Block]) {
+pub fn quantize(x: &[f32], out: &mut [Block], stride: usize) {
     const ROUND: f32 = 12_582_912.0;
-    for (x, block) in x.as_chunks::<BLOCK>().0.iter().zip(out) {
+    for (x, block) in x.as_chunks::<BLOCK>().0.iter().zip(out.iter_mut().step_by(stride)) {
         let mut lanes_max = [0.0f32; 8];
         let mut poison = [0.0f32; 8];
         for x in x.as_chunks::<8>().0 {
@@ -79,8 +80,10 @@ pub fn quantize(x: &[f32], out: &mut [Block]) {
         for (sum, quants) in block.sums.iter_mut().zip(block.quants.as_chunks::<SUM>().0) {
             *sum = quants.iter().map(|&quant| quant as i16).sum();
         }
+        let sum = block.sums[0] as i32 + block.sums[1] as i32;
+        block.negated_sum = -sum;
         block.scale = scale + poison;
-        block.scaled_sum = block.scale * (block.sums[0] as i32 + block.sums[1] as i32) as f32;
+        block.scaled_sum = block.scale * sum as f32;
     }
 }
 
@@ -251,10 +254,11 @@ mod tests {
         let mut x = [0.0; 64];
         x[..6].copy_from_slice(&[127.0, -127.0, 0.5, 1.5, -2.5, 63.5]);
         x[40] = f32::NAN;
-        let mut blocks = [Block { quants: [9; BLOCK], scale: 9.0, scaled_sum: 9.0, sums: [9; 2] }; 2];
-        quantize(&x, &mut blocks);
+        let mut blocks = [Block { quants: [9; BLOCK], scale: 9.0, scaled_sum: 9.0, sums: [9; 2], negated_sum: 9 }; 2];
+        quantize(&x, &mut blocks, 1);
         assert_eq!(blocks[0].quants[..7], [127, -127, 0, 2, -2, 64, 0]);
-        assert_eq!((blocks[0].sums, blocks[0].scale, blocks[0].scaled_sum), ([64, 0], 1.0, 64.0));
+        assert_eq!((blocks[0].sums, blocks[0].negated_sum), ([64, 0], -64));
+        assert_eq!((blocks[0].scale, blocks[0].scaled_sum), (1.0, 64.0));
         assert!(blocks[1].scale.is_nan() && blocks[1].scaled_sum.is_nan(), "a NaN must poison its block");
     }
 

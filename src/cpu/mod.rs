@@ -45,7 +45,7 @@ pub struct Kernels {
     gemm_q4_k: Gemm,
     gemm_q5_k: Gemm,
     gemm_q6_k: Gemm,
-    quantize: unsafe fn(&[f32], &mut [Block]),
+    quantize: unsafe fn(&[f32], &mut [Block], usize),
     rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     silu_mul: unsafe fn(&mut [f32], &[f32]),
     rope: unsafe fn(&mut [f32], &[f32], &[f32], bool),
@@ -107,10 +107,10 @@ impl Kernels {
     }
 
     /// `lanes::quantize`.
-    pub fn quantize(&self, x: &[f32], out: &mut [Block]) {
-        assert_eq!(x.len(), out.len() * rows::BLOCK);
+    pub fn quantize(&self, x: &[f32], out: &mut [Block], stride: usize) {
+        assert!(x.len() % rows::BLOCK == 0 && x.len() / rows::BLOCK <= out.len().div_ceil(stride));
         // SAFETY: as in `gemm`.
-        unsafe { (self.quantize)(x, out) }
+        unsafe { (self.quantize)(x, out, stride) }
     }
 
     /// `lanes::rms_norm`.
@@ -235,14 +235,14 @@ mod tests {
     fn rows_of(count: usize, columns: usize, extreme: bool, state: &mut u64) -> RowsBuffer {
         let mut buffer = RowsBuffer::new(count, columns).expect("memory");
         let shards = buffer.shards(count);
-        for row in 0..count {
-            // SAFETY: each row is taken once.
-            let (values, quantized) = unsafe { shards.row(row) };
-            for value in &mut *values {
+        for index in 0..shards.panels() {
+            // SAFETY: each panel is taken once.
+            let mut panel = unsafe { shards.panel(index) };
+            for value in &mut *panel.values {
                 let r = random(state);
                 *value = if extreme { if r & 1 << 40 == 0 { 3.0 } else { -3.0 } } else { (r >> 40) as f32 / 1e6 - 8.0 };
             }
-            scalar::SCALAR.quantize(values, quantized);
+            panel.fill(&scalar::SCALAR, |_, _| ());
         }
         buffer
     }
@@ -285,7 +285,7 @@ mod tests {
                     let value = |k: usize| match floats {
                         true => r.values[t * columns + k] as f64,
                         false => {
-                            let block = &r.blocks[(t * columns + k) / 32];
+                            let block = r.block(t, k / 32);
                             block.scale as f64 * block.quants[k % 32] as f64
                         }
                     };
@@ -303,7 +303,7 @@ mod tests {
         let mut state = 7;
         for kernels in available() {
             for format in TILED {
-                for (columns, counts) in [(256, &[1, 2, 3, 4, 5, 7, 8, 64][..]), (768, &[1, 6])] {
+                for (columns, counts) in [(256, &[1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 64][..]), (768, &[1, 6])] {
                     for (f, fill) in FILLS.into_iter().enumerate() {
                         for extreme in [false, true] {
                             let tile = tile_of(format, columns, fill, &mut state);
@@ -354,14 +354,13 @@ mod tests {
                     out.extend(bits(&y));
                     let mut rows = RowsBuffer::new(1, n).expect("memory");
                     let shards = rows.shards(1);
-                    // SAFETY: the row is taken once.
-                    let (values, quantized) = unsafe { shards.row(0) };
-                    values.copy_from_slice(&x);
-                    kernels.quantize(values, quantized);
+                    // SAFETY: the panel is taken once.
+                    unsafe { shards.panel(0) }.fill(kernels, |_, values| values.copy_from_slice(&x));
                     for block in rows.rows(1).blocks {
                         out.extend(block.quants.iter().map(|&quant| quant as u32));
                         out.extend(block.sums.iter().map(|&sum| sum as u32));
                         out.extend(bits(&[block.scale, block.scaled_sum]));
+                        out.push(block.negated_sum as u32);
                     }
                     out
                 };

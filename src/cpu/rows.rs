@@ -1,5 +1,9 @@
 //! Activations as kernels read them: rows of f32, and the same rows in blocks of int8.
+//!
+//! The int8 blocks are in panels of 16 rows: all rows' block 0, all rows' block 1, and so on, so that a kernel that
+//! multiplies a panel with a tile reads one stream. The last panel is as narrow as the rows that are left.
 
+use super::Kernels;
 use crate::Result;
 use crate::tensor::{Buffer, Plain};
 use std::marker::PhantomData;
@@ -9,6 +13,9 @@ use std::slice;
 pub const BLOCK: usize = 32;
 /// Values summed together: the sub-block of Q6_K.
 pub const SUM: usize = 16;
+
+/// Rows of a panel.
+pub const PANEL: usize = 16;
 
 /// 32 quantized activations: `value ~ scale * quant`.
 #[derive(Clone, Copy)]
@@ -20,11 +27,13 @@ pub struct Block {
     pub scale: f32,
     /// `scale` times the sum of the quants: what the minimum of a weight block is multiplied with.
     pub scaled_sum: f32,
-    /// The sums of 16 quants each: what the zero point of a weight block is multiplied with.
+    /// The sums of 16 quants each: what the zero point of a weight sub-block is multiplied with.
     pub sums: [i16; BLOCK / SUM],
+    /// Minus the sum of the quants: times the zero point of a weight block, it is where an integer sum begins.
+    pub negated_sum: i32,
 }
 
-const _: () = assert!(size_of::<Block>() == 44);
+const _: () = assert!(size_of::<Block>() == 48);
 // SAFETY: integers and floats without padding, by the line above.
 unsafe impl Plain for Block {}
 
@@ -32,7 +41,7 @@ unsafe impl Plain for Block {}
 pub struct RowsBuffer {
     /// (rows_max, columns).
     pub values: Buffer<f32>,
-    blocks: Buffer<Block>, // (rows_max, columns / 32)
+    blocks: Buffer<Block>, // (panels, columns / 32, rows of the panel)
     columns: usize,
 }
 
@@ -43,7 +52,7 @@ pub struct Rows<'a> {
     pub columns: usize,
     /// (rows, columns).
     pub values: &'a [f32],
-    /// (rows, columns / 32).
+    /// (panels, columns / 32, rows of the panel): see `block`.
     pub blocks: &'a [Block],
 }
 
@@ -59,7 +68,7 @@ impl RowsBuffer {
         })
     }
 
-    /// The first `rows` rows, for a GEMM.
+    /// The first `rows` rows, for a GEMM: the same number as were written.
     pub fn rows(&self, rows: usize) -> Rows<'_> {
         let len = rows * self.columns;
         Rows { columns: self.columns, values: &self.values[..len], blocks: &self.blocks[..len / BLOCK] }
@@ -78,7 +87,7 @@ impl RowsBuffer {
     }
 }
 
-/// Rows of a [`RowsBuffer`], each to be written by one thread.
+/// Panels of a [`RowsBuffer`], each to be written by one thread.
 pub struct RowShards<'a> {
     values: *mut f32,
     blocks: *mut Block,
@@ -87,24 +96,50 @@ pub struct RowShards<'a> {
     of: PhantomData<&'a mut RowsBuffer>,
 }
 
-// SAFETY: `row` is unsafe and its callers promise that no two threads hold the same row.
+// SAFETY: `panel` is unsafe and its callers promise that no two threads hold the same panel.
 unsafe impl Sync for RowShards<'_> {}
 
+/// The rows of a panel, to be written.
+pub struct PanelMut<'a> {
+    /// (rows of the panel, columns).
+    pub values: &'a mut [f32],
+    /// (columns / 32, rows of the panel).
+    pub blocks: &'a mut [Block],
+    columns: usize,
+}
+
 impl RowShards<'_> {
-    /// (values, where their int8 form goes) of one row.
+    /// How many panels there are.
+    pub fn panels(&self) -> usize {
+        self.rows.div_ceil(PANEL)
+    }
+
+    /// Panel `index`: the rows from `index * 16` on.
     ///
     /// # Safety
-    /// Nobody else holds this row.
-    #[allow(clippy::mut_from_ref)] // That is its purpose.
-    pub unsafe fn row(&self, row: usize) -> (&mut [f32], &mut [Block]) {
-        assert!(row < self.rows);
-        let (columns, blocks) = (self.columns, self.columns / BLOCK);
+    /// Nobody else holds this panel.
+    pub unsafe fn panel(&self, index: usize) -> PanelMut<'_> {
+        let first = index * PANEL;
+        assert!(first < self.rows);
+        let len = (self.rows - first).min(PANEL) * self.columns;
         // SAFETY: `shards` checked that the buffers hold `rows` rows; unaliased by the caller's promise.
         unsafe {
-            (
-                slice::from_raw_parts_mut(self.values.add(row * columns), columns),
-                slice::from_raw_parts_mut(self.blocks.add(row * blocks), blocks),
-            )
+            PanelMut {
+                values: slice::from_raw_parts_mut(self.values.add(first * self.columns), len),
+                blocks: slice::from_raw_parts_mut(self.blocks.add(first * self.columns / BLOCK), len / BLOCK),
+                columns: self.columns,
+            }
+        }
+    }
+}
+
+impl PanelMut<'_> {
+    /// Writes each row by `write(row of the panel, values)` and quantizes it.
+    pub fn fill(&mut self, kernels: &Kernels, write: impl Fn(usize, &mut [f32])) {
+        let rows = self.values.len() / self.columns;
+        for (row, values) in self.values.chunks_exact_mut(self.columns).enumerate() {
+            write(row, values);
+            kernels.quantize(values, &mut self.blocks[row..], rows);
         }
     }
 }
@@ -115,8 +150,16 @@ impl<'a> Rows<'a> {
         self.values.len() / self.columns
     }
 
-    /// Rows `from..to`.
+    /// Block `b` of row `t`.
+    pub fn block(&self, t: usize, b: usize) -> &'a Block {
+        let first = t / PANEL * PANEL;
+        let width = (self.count() - first).min(PANEL);
+        &self.blocks[first * self.columns / BLOCK + b * width + t % PANEL]
+    }
+
+    /// Rows `from..to`: whole panels.
     pub fn slice(&self, from: usize, to: usize) -> Rows<'a> {
+        assert!(from % PANEL == 0 && (to % PANEL == 0 || to == self.count()));
         let (columns, blocks) = (self.columns, self.columns / BLOCK);
         Rows {
             columns,

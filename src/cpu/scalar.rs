@@ -109,9 +109,8 @@ fn gemm_simple(format: Format, tile: &[u8], x: Rows<'_>, out: &mut [f32]) {
     each_block(format, tile, out, |accumulators, block, b| {
         let Simple { codes, zero, scale, minimum } = unpack(format, block);
         for (t, accumulator) in accumulators.iter_mut().enumerate() {
-            let x = &x.blocks[t * x.columns / BLOCK + b];
-            let sum = x.sums[0] as i32 + x.sums[1] as i32;
-            let integer = dot_codes(&codes, &x.quants) - zero * sum;
+            let x = x.block(t, b);
+            let integer = dot_codes(&codes, &x.quants) + zero * x.negated_sum;
             *accumulator = (integer as f32).mul_add(scale * x.scale, *accumulator);
             if let Some(minimum) = minimum {
                 *accumulator = minimum.mul_add(x.scaled_sum, *accumulator);
@@ -138,7 +137,7 @@ fn gemm_k(format: Format, tile: &[u8], x: Rows<'_>, out: &mut [f32]) {
         for (t, accumulator) in accumulators.iter_mut().enumerate() {
             let (mut scaled, mut below) = (0.0f32, 0.0f32);
             for j in 0..8 {
-                let x = &x.blocks[t * x.columns / BLOCK + b * 8 + j];
+                let x = x.block(t, b * 8 + j);
                 let integer = dot_codes(&codes[j], &x.quants);
                 scaled = (integer as f32).mul_add(scales[j] as f32 * x.scale, scaled);
                 below = (minimums[j] as f32).mul_add(x.scaled_sum, below);
@@ -165,7 +164,7 @@ fn gemm_q6_k(tile: &[u8], x: Rows<'_>, out: &mut [f32]) {
         for (t, accumulator) in accumulators.iter_mut().enumerate() {
             let mut scaled = 0.0f32;
             for (j, codes) in codes.iter().enumerate() {
-                let x = &x.blocks[t * x.columns / BLOCK + b * 8 + j];
+                let x = x.block(t, b * 8 + j);
                 let integer: i32 = (0..2)
                     .map(|half| {
                         let quants = &x.quants[half * SUM..][..SUM];

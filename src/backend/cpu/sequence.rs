@@ -6,7 +6,7 @@ use super::matrix::{Disjoint, Matrix, TileSums, check_tokens, tiled_width};
 use super::{Embedding, Inner, Layer};
 use crate::backend::Sequence;
 use crate::cpu::lanes::{ATTENTION_TILE, SoftmaxState};
-use crate::cpu::rows::{Rows, RowsBuffer};
+use crate::cpu::rows::{PANEL, Rows, RowsBuffer};
 use crate::cpu::{GEMM_ROWS_MAX, tile};
 use crate::tensor::Buffer;
 use crate::{Error, Result};
@@ -82,7 +82,7 @@ fn attention_scratch(inner: &Inner) -> usize {
     shape.head_dim * (2 * ATTENTION_TILE + queries)
 }
 
-/// Writes `rows` rows by `write(row, values)` and quantizes them, in parallel when there are several.
+/// Writes `count` rows by `write(row, values)` and quantizes them, panel by panel in parallel.
 fn each_row(
     inner: &Inner,
     rows: &mut RowsBuffer,
@@ -90,12 +90,11 @@ fn each_row(
     write: impl Fn(usize, &mut [f32]) + Sync,
 ) -> Result<()> {
     let shards = rows.shards(count);
-    inner.pool.each(count, if count < 4 { count } else { 1 }, |_, range| {
-        for t in range {
-            // SAFETY: each row is taken by one job.
-            let (values, quantized) = unsafe { shards.row(t) };
-            write(t, values);
-            inner.kernels.quantize(values, quantized);
+    inner.pool.each(shards.panels(), 1, |_, range| {
+        for index in range {
+            // SAFETY: each panel is taken by one job.
+            let mut panel = unsafe { shards.panel(index) };
+            panel.fill(inner.kernels, |row, values| write(index * PANEL + row, values));
         }
     })
 }

@@ -8,7 +8,7 @@
 //! in a GEMM (registers), two in a GEMV (so that a tile is read as one stream).
 
 use super::super::lanes::{self, SoftmaxState};
-use super::super::rows::{BLOCK, Block, Rows, SUM};
+use super::super::rows::{BLOCK, Block, PANEL, Rows, SUM};
 use super::super::{Kernels, tile};
 use crate::quant::Format;
 use std::arch::x86_64::*;
@@ -84,29 +84,31 @@ fn broadcast_sums(x: &Block) -> __m256i {
     _mm256_set1_epi32((first as u16 as i32) | (second as i32) << 16)
 }
 
-/// The activation rows of one call of a micro-kernel.
+/// The activation rows of one call of a micro-kernel: M rows of one panel.
 #[derive(Clone, Copy)]
 struct Micro<'a, const M: usize> {
-    blocks: [&'a [Block]; M],
+    /// The panel's blocks from the first of the rows on: block b of the rows is at `b * width`.
+    blocks: &'a [Block],
+    width: usize,
     values: [&'a [f32]; M],
 }
 
 impl<'a, const M: usize> Micro<'a, M> {
     #[inline(always)]
     fn new(x: &Rows<'a>, from: usize) -> Self {
-        let mut micro = Micro { blocks: [&[]; M], values: [&[]; M] };
-        for m in 0..M {
-            let row = x.slice(from + m, from + m + 1);
-            micro.blocks[m] = row.blocks;
-            micro.values[m] = row.values;
+        let first = from / PANEL * PANEL;
+        Micro {
+            blocks: &x.blocks[first * x.columns / BLOCK + from % PANEL..],
+            width: (x.count() - first).min(PANEL),
+            values: std::array::from_fn(|m| &x.values[(from + m) * x.columns..][..x.columns]),
         }
-        micro
     }
 
     /// Block b of each row.
     #[inline(always)]
     fn block(&self, b: usize) -> [&'a Block; M] {
-        self.blocks.map(|blocks| &blocks[b])
+        let blocks: &[Block; M] = self.blocks[b * self.width..].first_chunk().expect("a panel is whole");
+        blocks.each_ref()
     }
 }
 
@@ -533,8 +535,8 @@ fn micro_float<F: Float, const M: usize, const H: usize>(tile: &[u8], x: Micro<'
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn quantize(x: &[f32], out: &mut [Block]) {
-    lanes::quantize(x, out);
+fn quantize(x: &[f32], out: &mut [Block], stride: usize) {
+    lanes::quantize(x, out, stride);
 }
 #[target_feature(enable = "avx2,fma,f16c")]
 fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
