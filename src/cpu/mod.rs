@@ -20,6 +20,8 @@ use rows::{Block, Rows};
 /// Best first. The last entry runs everywhere.
 static ALL: &[&Kernels] = &[
     #[cfg(target_arch = "x86_64")]
+    &x86_64::avx512::AVX512_VNNI,
+    #[cfg(target_arch = "x86_64")]
     &x86_64::avx2::AVX2,
     &scalar::SCALAR,
 ];

@@ -10,6 +10,7 @@
 use super::super::lanes::{self, SoftmaxState};
 use super::super::rows::{BLOCK, Block, PANEL, Rows, SUM};
 use super::super::{Kernels, tile};
+use super::elementwise;
 use crate::quant::Format;
 use std::arch::x86_64::*;
 
@@ -39,6 +40,8 @@ pub static AVX2: Kernels = Kernels {
     f32_from_f16,
     f16_from_f32,
 };
+
+elementwise!("avx2,fma,f16c");
 
 /// Rows of a register.
 const LANES: usize = 8;
@@ -532,35 +535,6 @@ fn micro_float<F: Float, const M: usize, const H: usize>(tile: &[u8], x: Micro<'
             store(out, m, half + h, _mm256_add_ps(_mm256_add_ps(a, b), _mm256_add_ps(c, d)));
         }
     }
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-fn quantize(x: &[f32], out: &mut [Block], stride: usize) {
-    lanes::quantize(x, out, stride);
-}
-#[target_feature(enable = "avx2,fma,f16c")]
-fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
-    lanes::rms_norm(x, weight, epsilon, out);
-}
-#[target_feature(enable = "avx2,fma,f16c")]
-fn silu_mul(gate: &mut [f32], up: &[f32]) {
-    lanes::silu_mul(gate, up);
-}
-#[target_feature(enable = "avx2,fma,f16c")]
-fn rope(head: &mut [f32], cos: &[f32], sin: &[f32], adjacent: bool) {
-    lanes::rope(head, cos, sin, adjacent);
-}
-#[target_feature(enable = "avx2,fma,f16c")]
-fn softmax_stats(x: &[f32]) -> (f32, f32) {
-    lanes::softmax_stats(x)
-}
-#[target_feature(enable = "avx2,fma,f16c")]
-fn attend(q: &[f32], k: &[f32], v: &[f32], scale: f32, state: &mut SoftmaxState, accumulator: &mut [f32]) {
-    lanes::attend(q, k, v, scale, state, accumulator);
-}
-#[target_feature(enable = "avx2,fma,f16c")]
-fn attend_end(state: SoftmaxState, accumulator: &[f32], out: &mut [f32]) {
-    lanes::attend_end(state, accumulator, out);
 }
 
 #[target_feature(enable = "avx2,f16c")]

@@ -1,3 +1,39 @@
 //! x86-64 kernel tables.
 
 pub mod avx2;
+pub mod avx512;
+
+/// Defines the functions of `lanes` that are compiled for an instruction set.
+macro_rules! elementwise {
+    ($features:literal) => {
+        #[target_feature(enable = $features)]
+        fn quantize(x: &[f32], out: &mut [Block], stride: usize) {
+            lanes::quantize(x, out, stride);
+        }
+        #[target_feature(enable = $features)]
+        fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+            lanes::rms_norm(x, weight, epsilon, out);
+        }
+        #[target_feature(enable = $features)]
+        fn silu_mul(gate: &mut [f32], up: &[f32]) {
+            lanes::silu_mul(gate, up);
+        }
+        #[target_feature(enable = $features)]
+        fn rope(head: &mut [f32], cos: &[f32], sin: &[f32], adjacent: bool) {
+            lanes::rope(head, cos, sin, adjacent);
+        }
+        #[target_feature(enable = $features)]
+        fn softmax_stats(x: &[f32]) -> (f32, f32) {
+            lanes::softmax_stats(x)
+        }
+        #[target_feature(enable = $features)]
+        fn attend(q: &[f32], k: &[f32], v: &[f32], scale: f32, state: &mut SoftmaxState, accumulator: &mut [f32]) {
+            lanes::attend(q, k, v, scale, state, accumulator);
+        }
+        #[target_feature(enable = $features)]
+        fn attend_end(state: SoftmaxState, accumulator: &[f32], out: &mut [f32]) {
+            lanes::attend_end(state, accumulator, out);
+        }
+    };
+}
+use elementwise;
