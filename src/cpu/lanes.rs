@@ -6,6 +6,7 @@
 //! everywhere; `exp` is a polynomial of ours, since libm differs between machines.
 
 use super::rows::{BLOCK, Block, SUM};
+use crate::tensor::Plain;
 use std::array::from_fn;
 
 /// Lanes of a sum.
@@ -145,79 +146,94 @@ pub fn softmax_stats(x: &[f32]) -> (f32, f32) {
 /// (head_dim, 32), so that a vector lane is a position and no score ends in a horizontal sum.
 pub const ATTENTION_TILE: usize = 32;
 
+/// Positions whose softmax runs on its own before it is merged with that of the positions before: parts of a long
+/// sequence can then be attended to at once, with the same bits as one after the other.
+pub const ATTENTION_SEGMENT: usize = 8 * ATTENTION_TILE;
+
 /// The running softmax of one query.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C)]
 pub struct SoftmaxState {
     max: f32,
     sum: f32,
 }
+
+// SAFETY: two floats, no padding.
+unsafe impl Plain for SoftmaxState {}
 
 impl SoftmaxState {
     /// Nothing seen yet.
     pub const EMPTY: SoftmaxState = SoftmaxState { max: f32::NEG_INFINITY, sum: 0.0 };
 }
 
-/// Adds up to one tile of positions to a query's running softmax (Milakov & Gimelshein, 2018; FlashAttention).
+/// Adds up to one tile of positions to the running softmax of some queries (Milakov & Gimelshein, 2018; FlashAttention).
 ///
-/// `q`, `accumulator`: (head_dim, a multiple of 16); `keys`: (head_dim, 32), whatever past the last position; `values`:
-/// (positions ≤ 32, head_dim); all f32. A score is two chains of fused multiply-adds, over even and odd dimensions.
+/// `q`, `accumulators`: (queries, head_dim, a multiple of 16); `keys`: (head_dim, 32), whatever past the last position;
+/// `values`: (positions ≤ 32, head_dim); `states`: (queries); all f32. A score is two chains of fused multiply-adds, over
+/// even and odd dimensions.
 #[inline(always)]
-pub fn attend(q: &[f32], keys: &[f32], values: &[f32], scale: f32, state: &mut SoftmaxState, accumulator: &mut [f32]) {
-    let head_dim = q.len();
+pub fn attend(
+    q: &[f32],
+    keys: &[f32],
+    values: &[f32],
+    scale: f32,
+    states: &mut [SoftmaxState],
+    accumulators: &mut [f32],
+) {
+    let head_dim = q.len() / states.len();
     let positions = values.len() / head_dim;
-    let mut chains = [[0.0f32; ATTENTION_TILE]; 2];
-    for (q, keys) in q.as_chunks::<2>().0.iter().zip(keys.as_chunks::<{ 2 * ATTENTION_TILE }>().0) {
-        for c in 0..2 {
-            for j in 0..ATTENTION_TILE {
-                chains[c][j] = q[c].mul_add(keys[c * ATTENTION_TILE + j], chains[c][j]);
+    let queries = q.chunks_exact(head_dim).zip(states).zip(accumulators.chunks_exact_mut(head_dim));
+    for ((q, state), accumulator) in queries {
+        let mut chains = [[0.0f32; ATTENTION_TILE]; 2];
+        for (q, keys) in q.as_chunks::<2>().0.iter().zip(keys.as_chunks::<{ 2 * ATTENTION_TILE }>().0) {
+            for c in 0..2 {
+                for j in 0..ATTENTION_TILE {
+                    chains[c][j] = q[c].mul_add(keys[c * ATTENTION_TILE + j], chains[c][j]);
+                }
+            }
+        }
+        let mut weights: [f32; ATTENTION_TILE] = from_fn(|j| (chains[0][j] + chains[1][j]) * scale);
+        let correction = softmax_tile(&mut weights, positions, state);
+        for value in &mut *accumulator {
+            *value *= correction;
+        }
+        for (weight, values) in weights.iter().zip(values.chunks_exact(head_dim)) {
+            for (sum, value) in accumulator.iter_mut().zip(values) {
+                *sum = weight.mul_add(*value, *sum);
             }
         }
     }
-    let mut weights = [f32::NEG_INFINITY; ATTENTION_TILE]; // Scores at first.
-    for j in 0..positions {
-        weights[j] = (chains[0][j] + chains[1][j]) * scale;
-    }
-    let max = weights.iter().fold(state.max, |a, &b| if b > a { b } else { a });
-    for weight in &mut weights {
-        *weight = exp(*weight - max); // 0 past the last position.
-    }
-    let halves: [f32; LANES] = from_fn(|l| weights[l] + weights[l + LANES]);
-    let correction = exp(state.max - max);
-    *state = SoftmaxState { max, sum: state.sum.mul_add(correction, sum_lanes(halves)) };
-    // Dimensions in bunches that fill the vector units; each dimension's sum is its own.
-    let mut from = 0;
-    while from + 64 <= head_dim {
-        accumulate::<64>(&weights[..positions], values, head_dim, from, correction, accumulator);
-        from += 64;
-    }
-    while from < head_dim {
-        accumulate::<16>(&weights[..positions], values, head_dim, from, correction, accumulator);
-        from += 16;
-    }
 }
 
-/// `accumulator[d] = accumulator[d] * correction + Σ_j weights[j] * values[j][d]` for W dimensions from `from`.
+/// Turns a query's scores of one tile into weights, 0 past the last position, and adds them to its running softmax;
+/// returns what the sums so far are to be multiplied with.
 #[inline(always)]
-fn accumulate<const W: usize>(
-    weights: &[f32],
-    values: &[f32],
-    head_dim: usize,
-    from: usize,
-    correction: f32,
+pub fn softmax_tile(scores: &mut [f32; ATTENTION_TILE], positions: usize, state: &mut SoftmaxState) -> f32 {
+    scores[positions..].fill(f32::NEG_INFINITY);
+    let max = scores.iter().fold(state.max, |a, &b| if b > a { b } else { a });
+    for score in &mut *scores {
+        *score = exp(*score - max);
+    }
+    let halves: [f32; LANES] = from_fn(|l| scores[l] + scores[l + LANES]);
+    let correction = exp(state.max - max);
+    *state = SoftmaxState { max, sum: state.sum.mul_add(correction, sum_lanes(halves)) };
+    correction
+}
+
+/// Adds the softmax of a later segment, begun from nothing, to that of the positions before it.
+#[inline(always)]
+pub fn attend_merge(
+    state: &mut SoftmaxState,
     accumulator: &mut [f32],
+    segment: SoftmaxState,
+    segment_accumulator: &[f32],
 ) {
-    let Some(accumulator) = accumulator[from..].first_chunk_mut::<W>() else { return };
-    let mut lanes = *accumulator;
-    for lane in &mut lanes {
-        *lane *= correction;
+    let max = if segment.max > state.max { segment.max } else { state.max };
+    let (before, after) = (exp(state.max - max), exp(segment.max - max));
+    *state = SoftmaxState { max, sum: segment.sum.mul_add(after, state.sum * before) };
+    for (sum, segment) in accumulator.iter_mut().zip(segment_accumulator) {
+        *sum = segment.mul_add(after, *sum * before);
     }
-    for (weight, value) in weights.iter().zip(values.chunks_exact(head_dim)) {
-        let Some(value) = value[from..].first_chunk::<W>() else { return };
-        for l in 0..W {
-            lanes[l] = weight.mul_add(value[l], lanes[l]);
-        }
-    }
-    *accumulator = lanes;
 }
 
 /// Ends a running softmax: `out = accumulator / sum`.
@@ -277,8 +293,14 @@ mod tests {
         let values: Vec<f32> = (0..positions * head_dim).map(|i| value(i + 99_991)).collect();
         let (mut state, mut accumulator) = (SoftmaxState::EMPTY, vec![0.0; head_dim]);
         let tile = ATTENTION_TILE * head_dim;
-        for (keys, values) in stored.chunks(tile).zip(values.chunks(tile)) {
-            attend(&q, keys, values, 0.3, &mut state, &mut accumulator);
+        let tiles: Vec<_> = stored.chunks(tile).zip(values.chunks(tile)).collect();
+        // Two segments, of two tiles and one.
+        for tiles in tiles.chunks(2) {
+            let (mut states, mut sums) = ([SoftmaxState::EMPTY], vec![0.0; head_dim]);
+            for (keys, values) in tiles {
+                attend(&q, keys, values, 0.3, &mut states, &mut sums);
+            }
+            attend_merge(&mut state, &mut accumulator, states[0], &sums);
         }
         let mut found = vec![0.0; head_dim];
         attend_end(state, &accumulator, &mut found);

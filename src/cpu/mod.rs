@@ -3,6 +3,8 @@
 //! `ALL` is the only list: `select` takes its first available entry, tests and benches walk it. All tables give the
 //! same bits, which `scalar.rs` defines; a faster table lists only the kernels that it improves.
 
+#[cfg(target_arch = "x86_64")]
+mod attention;
 pub mod environment;
 pub mod lanes;
 pub mod rows;
@@ -30,7 +32,7 @@ static ALL: &[&Kernels] = &[
 pub const GEMM_ROWS_MAX: usize = 64;
 
 type Gemm = unsafe fn(tile: &[u8], x: Rows<'_>, out: &mut [f32]);
-type Attend = unsafe fn(&[f32], &[f32], &[f32], f32, &mut SoftmaxState, &mut [f32]);
+type Attend = unsafe fn(&[f32], &[f32], &[f32], f32, &mut [SoftmaxState], &mut [f32]);
 
 /// One function per hot operation, for one instruction set. `scalar.rs` has what each means.
 pub struct Kernels {
@@ -53,6 +55,7 @@ pub struct Kernels {
     rope: unsafe fn(&mut [f32], &[f32], &[f32], bool),
     softmax_stats: unsafe fn(&[f32]) -> (f32, f32),
     attend: Attend,
+    attend_merge: unsafe fn(&mut SoftmaxState, &mut [f32], SoftmaxState, &[f32]),
     attend_end: unsafe fn(SoftmaxState, &[f32], &mut [f32]),
     f32_from_f16: unsafe fn(&[u16], &mut [f32]),
     f16_from_f32: unsafe fn(&[f32], &mut [u16]),
@@ -149,13 +152,28 @@ impl Kernels {
         k: &[f32],
         v: &[f32],
         scale: f32,
+        states: &mut [SoftmaxState],
+        accumulators: &mut [f32],
+    ) {
+        assert!(!states.is_empty() && q.len() % states.len() == 0 && q.len() == accumulators.len());
+        let head_dim = q.len() / states.len();
+        assert!(head_dim % 16 == 0 && head_dim > 0);
+        assert!(k.len() == head_dim * lanes::ATTENTION_TILE && v.len() % head_dim == 0 && v.len() <= k.len());
+        // SAFETY: as in `gemm`.
+        unsafe { (self.attend)(q, k, v, scale, states, accumulators) }
+    }
+
+    /// `lanes::attend_merge`.
+    pub fn attend_merge(
+        &self,
         state: &mut SoftmaxState,
         accumulator: &mut [f32],
+        segment: SoftmaxState,
+        segment_accumulator: &[f32],
     ) {
-        assert!(q.len() % 16 == 0 && !q.is_empty() && q.len() == accumulator.len());
-        assert!(k.len() == q.len() * lanes::ATTENTION_TILE && v.len() % q.len() == 0 && v.len() <= k.len());
+        assert_eq!(accumulator.len(), segment_accumulator.len());
         // SAFETY: as in `gemm`.
-        unsafe { (self.attend)(q, k, v, scale, state, accumulator) }
+        unsafe { (self.attend_merge)(state, accumulator, segment, segment_accumulator) }
     }
 
     /// `lanes::attend_end`.
@@ -368,18 +386,25 @@ mod tests {
                 };
                 assert_eq!(run(kernels), run(&scalar::SCALAR), "{} {n}", kernels.name);
             }
-            for (head_dim, positions) in [(16, 1), (64, 31), (128, 32)] {
-                let (q, k, v) = (values(head_dim), values(head_dim * 32), values(head_dim * positions));
+            for (queries, head_dim, positions) in [(1, 16, 1), (3, 64, 31), (4, 80, 9), (7, 128, 32), (6, 192, 17)] {
+                let (q, k) = (values(queries * head_dim), values(head_dim * 32));
+                let v = values(head_dim * positions);
                 let run = |kernels: &Kernels| {
-                    let (mut state, mut accumulator) = (SoftmaxState::EMPTY, vec![0.0; head_dim]);
+                    let (mut state, mut out) = (SoftmaxState::EMPTY, vec![0.0; head_dim]);
+                    let (mut states, mut sums) = (vec![SoftmaxState::EMPTY; queries], vec![0.0; q.len()]);
                     for _ in 0..2 {
-                        kernels.attend(&q, &k, &v, 0.01, &mut state, &mut accumulator);
+                        kernels.attend(&q, &k, &v, 0.01, &mut states, &mut sums);
                     }
-                    let mut out = vec![0.0; head_dim];
-                    kernels.attend_end(state, &accumulator, &mut out);
-                    bits(&out)
+                    let mut found = bits(&sums);
+                    for (segment, sums) in states.iter().zip(sums.chunks_exact(head_dim)) {
+                        kernels.attend_merge(&mut state, &mut out, *segment, sums);
+                        found.extend(bits(&out));
+                    }
+                    kernels.attend_end(state, &out, &mut sums[..head_dim]);
+                    found.extend(bits(&sums[..head_dim]));
+                    found
                 };
-                assert_eq!(run(kernels), run(&scalar::SCALAR), "{} {head_dim} {positions}", kernels.name);
+                assert_eq!(run(kernels), run(&scalar::SCALAR), "{} {queries} {head_dim} {positions}", kernels.name);
             }
         }
     }

@@ -33,6 +33,7 @@ pub static SCALAR: Kernels = Kernels {
     rope: lanes::rope,
     softmax_stats: lanes::softmax_stats,
     attend: lanes::attend,
+    attend_merge: lanes::attend_merge,
     attend_end: lanes::attend_end,
     f32_from_f16,
     f16_from_f32,

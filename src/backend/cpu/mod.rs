@@ -1,5 +1,6 @@
 //! The CPU backend: weights in tiles, stages as parallel regions over the thread pool.
 
+mod attention;
 mod kv_cache;
 mod matrix;
 mod sequence;
@@ -140,7 +141,7 @@ fn check_shape(shape: &Shape) -> Result<()> {
         }
     }
     for (what, value, max) in [
-        ("query heads per kv head", shape.query_heads / shape.kv_heads, sequence::GROUP_MAX),
+        ("query heads per kv head", shape.query_heads / shape.kv_heads, attention::GROUP_MAX),
         ("head size", shape.head_dim, kv_cache::HEAD_DIM_MAX),
     ] {
         if value > max {

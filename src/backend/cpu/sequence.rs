@@ -1,19 +1,16 @@
 //! The stages on the CPU: each is one or two parallel regions, split by outputs (tiles of 16), heads or tokens, never
 //! along a sum.
 
+use super::attention;
 use super::kv_cache::{HEAD_DIM_MAX, KvCache};
 use super::matrix::{Disjoint, Matrix, TileSums, check_tokens, tiled_width};
 use super::{Embedding, Inner, Layer};
 use crate::backend::Sequence;
-use crate::cpu::lanes::{ATTENTION_TILE, SoftmaxState};
 use crate::cpu::rows::{PANEL, Rows, RowsBuffer};
 use crate::cpu::{GEMM_ROWS_MAX, tile};
 use crate::tensor::Buffer;
 use crate::{Error, Result};
 use std::sync::Arc;
-
-/// Query tokens that one attention task takes together: they share the conversion of keys and values to f32.
-const ATTENTION_TOKENS: usize = 16;
 
 /// See [`Sequence`].
 pub struct CpuSequence {
@@ -24,17 +21,17 @@ pub struct CpuSequence {
     tokens: usize,
     position: usize,
     cache: KvCache,
-    residual: Buffer<f32>,      // (batch, hidden)
-    normed: RowsBuffer,         // (batch, hidden): what attn_in, ffn_in and head project
-    q: Buffer<f32>,             // (batch, query_heads * head_dim)
-    k: Buffer<f32>,             // (batch, kv_heads * head_dim, in whole tiles)
-    v: Buffer<f32>,             // (batch, kv_heads * head_dim, in whole tiles)
-    attended: RowsBuffer,       // (batch, query_heads * head_dim)
-    activated: RowsBuffer,      // (batch, intermediate)
-    cos: Buffer<f32>,           // (batch, rotated / 2)
-    sin: Buffer<f32>,           // (batch, rotated / 2)
-    logits: Buffer<f32>,        // (vocab_len, in whole tiles)
-    attention_f32: Buffer<f32>, // (threads, attention_scratch())
+    residual: Buffer<f32>, // (batch, hidden)
+    normed: RowsBuffer,    // (batch, hidden): what attn_in, ffn_in and head project
+    q: Buffer<f32>,        // (batch, query_heads * head_dim)
+    k: Buffer<f32>,        // (batch, kv_heads * head_dim, in whole tiles)
+    v: Buffer<f32>,        // (batch, kv_heads * head_dim, in whole tiles)
+    attended: RowsBuffer,  // (batch, query_heads * head_dim)
+    activated: RowsBuffer, // (batch, intermediate)
+    cos: Buffer<f32>,      // (batch, rotated / 2)
+    sin: Buffer<f32>,      // (batch, rotated / 2)
+    logits: Buffer<f32>,   // (vocab_len, in whole tiles)
+    attention: attention::Scratch,
 }
 
 impl CpuSequence {
@@ -59,7 +56,7 @@ impl CpuSequence {
             cos: Buffer::zeroed(scratch, batch * shape.rope_frequencies.len())?,
             sin: Buffer::zeroed(scratch, batch * shape.rope_frequencies.len())?,
             logits: Buffer::zeroed("logits", tiled_width(shape.vocab_len))?,
-            attention_f32: Buffer::zeroed(scratch, inner.pool.threads() * attention_scratch(&inner))?,
+            attention: attention::Scratch::new(&inner, context_len)?,
             inner,
         })
     }
@@ -73,13 +70,6 @@ impl CpuSequence {
             inner.kernels.rms_norm(&residual[t * hidden..][..hidden], weight, inner.shape.norm_epsilon, values);
         })
     }
-}
-
-/// Floats that a thread needs in `attention`: a tile of keys, one of values, and accumulators.
-fn attention_scratch(inner: &Inner) -> usize {
-    let shape = &inner.shape;
-    let queries = ATTENTION_TOKENS * (shape.query_heads / shape.kv_heads);
-    shape.head_dim * (2 * ATTENTION_TILE + queries)
 }
 
 /// Writes `count` rows by `write(row, values)` and quantizes them, panel by panel in parallel.
@@ -176,50 +166,16 @@ impl Sequence for CpuSequence {
     }
 
     fn attention(&mut self, layer: usize) -> Result<()> {
-        let inner = &*self.inner;
-        let shape = &inner.shape;
-        let (tokens, head_dim) = (self.tokens, shape.head_dim);
-        let group = shape.query_heads / shape.kv_heads;
-        let blocks = tokens.div_ceil(ATTENTION_TOKENS);
-        // A task takes all query heads of a kv head, or one where that leaves threads without work.
-        let heads = if blocks * shape.kv_heads >= inner.pool.threads() { group } else { 1 };
-        let tasks = blocks * (shape.query_heads / heads);
-        let q = &*self.q;
-        let (cache, position) = (&self.cache, self.position);
-        let scratch_len = attention_scratch(inner);
-        let scratch = Disjoint::new(&mut self.attention_f32);
-        let out = Disjoint::new(&mut self.attended.values);
-        let width = shape.query_heads * head_dim;
-        inner.pool.each(tasks, 1, |thread, range| {
-            // SAFETY: each thread has its own scratch.
-            let scratch = unsafe { scratch.range(thread * scratch_len..(thread + 1) * scratch_len) };
-            for task in range {
-                // The last blocks see the most positions: they go first.
-                let (block, first_head) = (blocks - 1 - task % blocks, task / blocks * heads);
-                let first = block * ATTENTION_TOKENS;
-                let count = (tokens - first).min(ATTENTION_TOKENS);
-                let task = AttentionTask {
-                    cache,
-                    layer,
-                    kv_head: first_head / group,
-                    position: position + first,
-                    count,
-                    heads,
-                    head_dim,
-                };
-                let query = |t: usize, h: usize| (first + t) * width + (first_head + h) * head_dim;
-                task.run(
-                    inner,
-                    scratch,
-                    |t, h| &q[query(t, h)..][..head_dim],
-                    |t, h| {
-                        // SAFETY: each head of each row is taken by one job.
-                        unsafe { out.range(query(t, h)..query(t, h) + head_dim) }
-                    },
-                );
-            }
-        })?;
-        each_row(inner, &mut self.attended, tokens, |_, _| ())
+        let pass = attention::Pass {
+            inner: &self.inner,
+            cache: &self.cache,
+            layer,
+            position: self.position,
+            tokens: self.tokens,
+            q: &self.q,
+        };
+        pass.run(&mut self.attention, &mut self.attended.values)?;
+        each_row(&self.inner, &mut self.attended, self.tokens, |_, _| ())
     }
 
     fn attn_out(&mut self, layer: usize) -> Result<()> {
@@ -346,53 +302,3 @@ fn embedding_row(inner: &Inner, token: usize, out: &mut [f32]) -> Result<()> {
     format.dequantize(&bytes[token * row_bytes..][..row_bytes], out);
     Ok(())
 }
-
-/// Some query heads of one kv head for some tokens.
-struct AttentionTask<'a> {
-    cache: &'a KvCache,
-    layer: usize,
-    kv_head: usize,
-    position: usize, // of the first token
-    count: usize,    // of tokens
-    heads: usize,
-    head_dim: usize,
-}
-
-impl AttentionTask<'_> {
-    /// Goes over the positions in tiles; each query's tiles and sums are the same whatever the task's size.
-    fn run<'q, 'o>(
-        &self,
-        inner: &Inner,
-        scratch: &mut [f32],
-        query: impl Fn(usize, usize) -> &'q [f32],
-        out: impl Fn(usize, usize) -> &'o mut [f32],
-    ) {
-        let &AttentionTask { position, count, heads, head_dim, .. } = self;
-        let scale = 1.0 / (head_dim as f32).sqrt();
-        let (keys, scratch) = scratch.split_at_mut(ATTENTION_TILE * head_dim);
-        let (values, accumulators) = scratch.split_at_mut(ATTENTION_TILE * head_dim);
-        let accumulators = &mut accumulators[..count * heads * head_dim];
-        accumulators.fill(0.0);
-        let mut states = [[SoftmaxState::EMPTY; GROUP_MAX]; ATTENTION_TOKENS];
-        for from in (0..position + count).step_by(ATTENTION_TILE) {
-            let len = (position + count - from).min(ATTENTION_TILE);
-            self.cache.read(inner.kernels, self.layer, self.kv_head, from, keys, &mut values[..len * head_dim]);
-            for t in (from.saturating_sub(position))..count {
-                let seen = (position + t + 1 - from).min(len) * head_dim;
-                for h in 0..heads {
-                    let accumulator = &mut accumulators[(t * heads + h) * head_dim..][..head_dim];
-                    inner.kernels.attend(query(t, h), keys, &values[..seen], scale, &mut states[t][h], accumulator);
-                }
-            }
-        }
-        for t in 0..count {
-            for h in 0..heads {
-                let accumulator = &accumulators[(t * heads + h) * head_dim..][..head_dim];
-                inner.kernels.attend_end(states[t][h], accumulator, out(t, h));
-            }
-        }
-    }
-}
-
-/// Query heads that may share a kv head.
-pub const GROUP_MAX: usize = 64;

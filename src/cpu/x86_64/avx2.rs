@@ -7,7 +7,8 @@
 //! `M` activation rows share each unpacked weight: 4 in a GEMM, 1 in a GEMV. `H` halves of a tile go side by side: one
 //! in a GEMM (registers), two in a GEMV (so that a tile is read as one stream).
 
-use super::super::lanes::{self, SoftmaxState};
+use super::super::attention::attention;
+use super::super::lanes::{self, ATTENTION_TILE, SoftmaxState};
 use super::super::rows::{BLOCK, Block, PANEL, Rows, SUM};
 use super::super::{Kernels, tile};
 use super::elementwise;
@@ -36,12 +37,18 @@ pub static AVX2: Kernels = Kernels {
     rope,
     softmax_stats,
     attend,
+    attend_merge,
     attend_end,
     f32_from_f16,
     f16_from_f32,
 };
 
 elementwise!("avx2,fma,f16c");
+attention! {
+    features: "avx2,fma,f16c", width: 8, queries: 4, score_vectors: 2, value_vectors: 2,
+    load: _mm256_loadu_ps, store: _mm256_storeu_ps, splat: _mm256_set1_ps, zero: _mm256_setzero_ps,
+    add: _mm256_add_ps, mul: _mm256_mul_ps, fma: _mm256_fmadd_ps
+}
 
 /// Rows of a register.
 const LANES: usize = 8;

@@ -5,7 +5,8 @@
 //! saturates. A block of 32 columns is unpacked into 8 registers once and multiplied with `M` rows of a panel: 16 in a
 //! GEMM, so that unpacking costs little, and 1 in a GEMV.
 
-use super::super::lanes::{self, SoftmaxState};
+use super::super::attention::attention;
+use super::super::lanes::{self, ATTENTION_TILE, SoftmaxState};
 use super::super::rows::{BLOCK, Block, PANEL, Rows};
 use super::super::{Kernels, tile};
 use super::elementwise;
@@ -39,11 +40,17 @@ pub static AVX512_VNNI: Kernels = Kernels {
     rope,
     softmax_stats,
     attend,
+    attend_merge,
     attend_end,
     ..super::avx2::AVX2
 };
 
 elementwise!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c");
+attention! {
+    features: "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c", width: 16, queries: 4, score_vectors: 2, value_vectors: 4,
+    load: _mm512_loadu_ps, store: _mm512_storeu_ps, splat: _mm512_set1_ps, zero: _mm512_setzero_ps,
+    add: _mm512_add_ps, mul: _mm512_mul_ps, fma: _mm512_fmadd_ps
+}
 
 /// 64 bytes at `offset`.
 #[inline]

@@ -27,8 +27,8 @@ macro_rules! elementwise {
             lanes::softmax_stats(x)
         }
         #[target_feature(enable = $features)]
-        fn attend(q: &[f32], k: &[f32], v: &[f32], scale: f32, state: &mut SoftmaxState, accumulator: &mut [f32]) {
-            lanes::attend(q, k, v, scale, state, accumulator);
+        fn attend_merge(state: &mut SoftmaxState, sums: &mut [f32], segment: SoftmaxState, segment_sums: &[f32]) {
+            lanes::attend_merge(state, sums, segment, segment_sums);
         }
         #[target_feature(enable = $features)]
         fn attend_end(state: SoftmaxState, accumulator: &[f32], out: &mut [f32]) {
