@@ -2,22 +2,32 @@
 //!
 //! Every function is plain Rust over a fixed number of lanes, combined by a fixed tree: the compiler may use vectors of
 //! any width but may not change an operation's order (Rust never reassociates floats), so the bits are the same on
-//! every machine. A kernel table wraps these in functions with its own target features. `mul_add` is one rounding
+//! every machine. A kernel table wraps these in functions with its own target features, into which they are inlined:
+//! hence loops over lanes, since a closure handed to `array::from_fn` would not be. `mul_add` is one rounding
 //! everywhere; `exp` is a polynomial of ours, since libm differs between machines.
 
 use super::rows::{BLOCK, Block, SUM};
 use crate::tensor::Plain;
-use std::array::from_fn;
 
 /// Lanes of a sum.
 const LANES: usize = 16;
 
-/// The sum of the lanes by halves: 16 → 8 → 4 → 2 → 1.
+/// Combines the lanes by halves: 16 → 8 → 4 → 2 → 1.
+#[inline(always)]
+fn fold_lanes<T: Copy>(mut lanes: [T; LANES], f: impl Fn(T, T) -> T) -> T {
+    for i in 0..8 {
+        lanes[i] = f(lanes[i], lanes[i + 8]);
+    }
+    for i in 0..4 {
+        lanes[i] = f(lanes[i], lanes[i + 4]);
+    }
+    f(f(lanes[0], lanes[2]), f(lanes[1], lanes[3]))
+}
+
+/// The sum of the lanes.
 #[inline(always)]
 fn sum_lanes(lanes: [f32; LANES]) -> f32 {
-    let a: [f32; 8] = from_fn(|i| lanes[i] + lanes[i + 8]);
-    let b: [f32; 4] = from_fn(|i| a[i] + a[i + 4]);
-    (b[0] + b[2]) + (b[1] + b[3])
+    fold_lanes(lanes, |a, b| a + b)
 }
 
 /// Σ x·y over a multiple of 16 values: lane l takes the values l, l+16, l+32, …
@@ -25,7 +35,9 @@ fn sum_lanes(lanes: [f32; LANES]) -> f32 {
 fn dot(x: &[f32], y: &[f32]) -> f32 {
     let mut lanes = [0.0; LANES];
     for (x, y) in x.as_chunks::<LANES>().0.iter().zip(y.as_chunks::<LANES>().0) {
-        lanes = from_fn(|l| x[l].mul_add(y[l], lanes[l]));
+        for l in 0..LANES {
+            lanes[l] = x[l].mul_add(y[l], lanes[l]);
+        }
     }
     sum_lanes(lanes)
 }
@@ -60,31 +72,32 @@ pub fn exp(x: f32) -> f32 {
 /// A value that is not finite makes its block's scale NaN, so that it reaches the logits, where it is an error.
 #[inline(always)]
 pub fn quantize(x: &[f32], out: &mut [Block], stride: usize) {
-    const ROUND: f32 = 12_582_912.0;
+    const ROUND: f32 = 12_582_912.0; // As in `exp`: its low bits are then the integer.
+    const INFINITE: u32 = 0x7F80_0000;
     for (x, block) in x.as_chunks::<BLOCK>().0.iter().zip(out.iter_mut().step_by(stride)) {
-        let mut lanes_max = [0.0f32; 8];
-        let mut poison = [0.0f32; 8];
-        for x in x.as_chunks::<8>().0 {
-            for l in 0..8 {
-                let magnitude = x[l].abs();
-                lanes_max[l] = if magnitude > lanes_max[l] { magnitude } else { lanes_max[l] };
-                poison[l] += x[l] * 0.0; // 0, or NaN for infinities and NaN.
-            }
+        let halves = x.as_chunks::<SUM>().0;
+        // Bits of magnitudes are in the order of magnitudes, infinities and NaN above all others.
+        let magnitude = |x: f32| x.to_bits() & 0x7FFF_FFFF;
+        let mut lanes = [0u32; SUM];
+        for l in 0..SUM {
+            lanes[l] = magnitude(halves[0][l]).max(magnitude(halves[1][l]));
         }
-        let max = lanes_max.iter().fold(0.0, |a, &b| if b > a { b } else { a });
-        let poison = poison.iter().fold(0.0, |a, b| a + b);
+        let max = fold_lanes(lanes, u32::max);
+        let max = if max < INFINITE { f32::from_bits(max) } else { f32::NAN };
         // Below this the inverse would overflow; such a block is zero for every purpose.
-        let (scale, inverse) = if max > 1e-30 { (max / 127.0, 127.0 / max) } else { (0.0, 0.0) };
-        for (quant, x) in block.quants.iter_mut().zip(x) {
-            *quant = (x * inverse + ROUND).to_bits() as i8; // The low bits of the sum are the integer.
-        }
-        for (sum, quants) in block.sums.iter_mut().zip(block.quants.as_chunks::<SUM>().0) {
-            *sum = quants.iter().map(|&quant| quant as i16).sum();
+        let (scale, inverse) = if max <= 1e-30 { (0.0, 0.0) } else { (max / 127.0, 127.0 / max) };
+        for h in 0..2 {
+            let mut quants = [0i32; SUM];
+            for l in 0..SUM {
+                quants[l] = (halves[h][l] * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i32;
+                block.quants[h * SUM + l] = quants[l] as i8;
+            }
+            block.sums[h] = fold_lanes(quants, i32::wrapping_add) as i16;
         }
         let sum = block.sums[0] as i32 + block.sums[1] as i32;
         block.negated_sum = -sum;
-        block.scale = scale + poison;
-        block.scaled_sum = block.scale * sum as f32;
+        block.scale = scale;
+        block.scaled_sum = scale * sum as f32;
     }
 }
 
@@ -131,12 +144,16 @@ pub fn softmax_stats(x: &[f32]) -> (f32, f32) {
     let (chunks, rest) = x.as_chunks::<LANES>();
     let mut lanes_max = [f32::NEG_INFINITY; LANES];
     for x in chunks {
-        lanes_max = from_fn(|l| if x[l] > lanes_max[l] { x[l] } else { lanes_max[l] });
+        for l in 0..LANES {
+            lanes_max[l] = if x[l] > lanes_max[l] { x[l] } else { lanes_max[l] };
+        }
     }
     let max = lanes_max.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
     let mut lanes = [0.0; LANES];
     for x in chunks {
-        lanes = from_fn(|l| lanes[l] + exp(x[l] - max));
+        for l in 0..LANES {
+            lanes[l] += exp(x[l] - max);
+        }
     }
     (max, rest.iter().fold(sum_lanes(lanes), |sum, x| sum + exp(x - max)))
 }
@@ -192,7 +209,10 @@ pub fn attend(
                 }
             }
         }
-        let mut weights: [f32; ATTENTION_TILE] = from_fn(|j| (chains[0][j] + chains[1][j]) * scale);
+        let mut weights = [0.0; ATTENTION_TILE];
+        for j in 0..ATTENTION_TILE {
+            weights[j] = (chains[0][j] + chains[1][j]) * scale;
+        }
         let correction = softmax_tile(&mut weights, positions, state);
         for value in &mut *accumulator {
             *value *= correction;
@@ -214,7 +234,10 @@ pub fn softmax_tile(scores: &mut [f32; ATTENTION_TILE], positions: usize, state:
     for score in &mut *scores {
         *score = exp(*score - max);
     }
-    let halves: [f32; LANES] = from_fn(|l| scores[l] + scores[l + LANES]);
+    let mut halves = [0.0; LANES];
+    for l in 0..LANES {
+        halves[l] = scores[l] + scores[l + LANES];
+    }
     let correction = exp(state.max - max);
     *state = SoftmaxState { max, sum: state.sum.mul_add(correction, sum_lanes(halves)) };
     correction

@@ -42,6 +42,7 @@ pub static AVX512_VNNI: Kernels = Kernels {
     attend,
     attend_merge,
     attend_end,
+    f32_from_f16,
     ..super::avx2::AVX2
 };
 
@@ -472,4 +473,17 @@ fn micro_float<F: Float, const M: usize>(tile: &[u8], x: Micro<'_, M>, out: &mut
         sums[m] = _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d));
     }
     store(out, sums);
+}
+
+#[target_feature(enable = "avx512f")]
+fn f32_from_f16(x: &[u16], out: &mut [f32]) {
+    let (x16, x_rest) = x.as_chunks::<{ tile::ROWS }>();
+    let (out16, out_rest) = out.as_chunks_mut::<{ tile::ROWS }>();
+    for (out, x) in out16.iter_mut().zip(x16) {
+        // SAFETY: 16 values on either side; neither needs alignment.
+        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast()))) };
+    }
+    for (out, x) in out_rest.iter_mut().zip(x_rest) {
+        *out = half::f16::from_bits(*x).to_f32();
+    }
 }
