@@ -1,269 +1,148 @@
-"""Speed of libedgellm beside llama.cpp: same file, same threads, same run.
+"""Speed and memory of libedgellm beside llama.cpp and beside the memory: same file, same threads, same run.
 
     pip install numpy gguf llama-cpp-python     (CMAKE_ARGS=-DGGML_NATIVE=ON for a native build)
     cargo build --release
-    python benches/compare_llama_cpp.py MODEL.gguf... [--threads 1,2] [--repeats 7] [--json OUT.json]
+    python benches/compare_llama_cpp.py MODEL.gguf... [--threads 1,2] [--repeats 7] [--prefill 512] [--json OUT.json]
 
-Each side lives in a process of its own, so that neither's idle threads are in the other's way, and they take turns:
-A B, B A, A B, ... with a pause before each. Numbers are medians; the page cache is warm; llama.cpp has its default
-flags with n_batch = n_ubatch = 512. Neither side samples: the tokens are given.
+Each side lives in a process of its own (sides.py), and they take turns: A B, B A, A B, ... with a pause before each.
+Numbers are medians; the page cache is warm; llama.cpp has its default flags with n_batch = n_ubatch = 512.
 
-  decode      tokens/s, one token at a time after a prompt of 16
-  prefill     tokens/s of a prompt in one call
-  first       ms from before the load to the logits of a 5-token prompt, in a fresh process
-  memory      MiB, peak resident size of that process less what it had before the load (the mapped file counts)
+  read         GB/s that so many threads read of memory, the best of the passes of read_bandwidth.c, once every round
+  decode       tokens/s, one token at a time after a prompt of 16, no sampling
+  of read      bytes of weights in the file that decoding reads per second, in % of `read` in the same round
+  prefill      tokens/s of a prompt in calls of 512, no sampling
+  peak         MiB, the most that was resident after all that, less what was before the load; the mapped file counts
+  first token  ms from the start of a process (exec) to the first token after "The capital of France is", chosen
+               greedily: first_token.c, a C program for each side; linking, loading and building the tokenizer count
+  loaded       ms of these until there were model and sequence
+  its peak     MiB, the most that was resident in that process, less what was before the load
 
-Before and after each pair of runs on two or more threads placement_probe.c says whether the machine gives two threads
-two cores. Below 1.5 the pair is dropped, both sides of it, and repeated. Nothing else may run on the machine: the load
-average before and after is printed to show it.
+Before and after each round on two or more threads placement_probe.c says whether the machine gives two threads two
+cores. Below 1.5 the round is dropped, of both sides, and repeated; the table says how many were. Nothing else may run
+on the machine: the load average before and after is printed to show it.
 """
 
-import argparse
 import json
-import os
-import platform
-import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "tests" / "reference"))
+import sides
+from sides import SIDES, Turns, cell, heading, median, open_workers, ratio, row, tokens_per_s
 
-SIDES = ("edgellm", "llama.cpp")
-PROMPT = [3 + 7 * i % 1000 for i in range(16)]
-PAUSE = 0.3  # Seconds: OpenMP's threads spin for a while after their work.
-RATIO_MIN = 1.5
-TRIES = 4  # Times the repeats wanted, at most.
+PROMPT = "The capital of France is"
+AT = 16  # Tokens before those that are decoded.
+CONTEXT = 1024  # Tokens that a sequence can hold, where more are not needed.
 
 
-class EdgeLlm:
-    """libedgellm, as a side of the comparison."""
+def build_first_token(tools):
+    """first_token.c for each side: its command without the arguments."""
+    import edgellm
+    import llama_cpp
 
-    def __init__(self, path, threads):
-        import edgellm
-
-        self.model = edgellm.Model(path, threads)
-
-    def rewind(self):
-        self.model.rewind()
-
-    def run(self, ids):
-        self.model.append(ids)
-        self.model.forward()
-        return self.model.logits()
+    include, library = edgellm.HEADER.parent, edgellm.LIBRARY.parent
+    ours = tools.build("first_token_edgellm", *_link(include, library, "edgellm"), source="first_token")
+    package = Path(llama_cpp.__file__).parent
+    flags = _link(package.parent / "include", package / "lib", "llama")
+    theirs = tools.build("first_token_llama", "-DLLAMA_CPP", *flags, source="first_token")
+    return dict(zip(SIDES, (ours, theirs), strict=True))
 
 
-class LlamaCpp:
-    """llama.cpp, as a side of the comparison."""
-
-    def __init__(self, path, threads):
-        import peer
-
-        self.model = peer.Model(path, threads)
-
-    def rewind(self):
-        self.model.rewind()
-
-    def run(self, ids):
-        self.model.run(ids)
-        return self.model.logits()
+def _link(include, library, name):
+    return [f"-I{include}", f"-L{library}", f"-l{name}", f"-Wl,-rpath,{library}"]
 
 
-def open_side(side, path, threads):
-    return (EdgeLlm if side == "edgellm" else LlamaCpp)(path, threads)
+class Comparison:
+    """One model on so many threads. Rows of results, printed as they come; a ratio above 1: libedgellm is better."""
 
+    def __init__(self, path, threads, arguments, tools):
+        self.path, self.threads, self.arguments, self.tools = path, threads, arguments, tools
+        self.turns, self.rows = Turns(tools, threads, arguments), []
 
-def decode(model, count):
-    """Tokens per second, one at a time."""
-    model.rewind()
-    model.run(PROMPT)
-    start = time.perf_counter()
-    for i in range(count):
-        model.run([5 + 11 * i % 1000])
-    return count / (time.perf_counter() - start)
-
-
-def prefill(model, count):
-    """Tokens per second of one prompt."""
-    model.rewind()
-    ids = [3 + 7 * i % 1000 for i in range(count)]
-    start = time.perf_counter()
-    model.run(ids)
-    return count / (time.perf_counter() - start)
-
-
-def worker(side, path, threads):
-    """Reads "decode N" or "prefill N" by line, answers with a number each."""
-    model = open_side(side, path, threads)
-    print("ready", flush=True)
-    for line in sys.stdin:
-        what, count = line.split()
-        print((decode if what == "decode" else prefill)(model, int(count)), flush=True)
-
-
-def status_kib(key):
-    """A memory line of this process, in KiB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key):
-            return int(line.split()[1])
-    raise KeyError(key)
-
-
-def cold_start(side, path, threads):
-    """In a fresh process: prints milliseconds to the first logits and MiB of memory."""
-    __import__("edgellm" if side == "edgellm" else "peer")
-    before, start = status_kib("VmRSS"), time.perf_counter()
-    model = open_side(side, path, threads)
-    model.run(PROMPT[:5])
-    milliseconds = 1e3 * (time.perf_counter() - start)
-    print(json.dumps({"first": milliseconds, "memory": (status_kib("VmHWM") - before) / 1024}))
-
-
-class Worker:
-    """A side in a process of its own."""
-
-    def __init__(self, side, path, threads):
-        command = [sys.executable, __file__, "--worker", side, "--threads", str(threads), str(path)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._read(side)
-
-    def _read(self, what):
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{what}: the worker ended with status {self.process.wait()}")
-        return line
-
-    def ask(self, what, count):
-        """One measurement."""
-        time.sleep(PAUSE)
-        self.process.stdin.write(f"{what} {count}\n")
-        self.process.stdin.flush()
-        return float(self._read(what))
-
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait()
-
-
-class Pairs:
-    """Measurements of both sides taken in turns; pairs during which the placement was bad are dropped."""
-
-    def __init__(self, probe, threads, repeats):
-        self.probe = probe if threads > 1 else None
-        self.repeats = repeats
-        self.values = {side: [] for side in SIDES}
-        self.dropped = 0
-
-    def _placement_is_good(self):
-        if not self.probe:
-            return True
-        return float(subprocess.run([self.probe], check=True, capture_output=True, text=True).stdout) >= RATIO_MIN
-
-    def measure(self, sides, one):
-        """Calls `one(side)` until enough pairs are good. Gives up with what there is."""
-        for attempt in range(self.repeats * (TRIES if self.probe else 1)):
-            order = sides if attempt % 2 == 0 else sides[::-1]
-            good = self._placement_is_good()
-            pair = {side: one(side) for side in order} if good else time.sleep(PAUSE)
-            if not good or not self._placement_is_good():
-                self.dropped += 1
-                continue
-            for side, value in pair.items():
-                self.values[side].append(value)
-            if all(len(self.values[side]) == self.repeats for side in sides):
-                break
-        return self
-
-
-def compare(path, threads, arguments, probe):
-    """All four measurements of one model on so many threads: a list of rows."""
-    sides = [side for side in SIDES if side in arguments.sides]
-    rows = []
-
-    def add(what, pairs, key=None, smaller_is_better=False):
-        values = {side: [v[key] if key else v for v in pairs.values[side]] for side in sides}
-        medians = {side: statistics.median(v) if v else None for side, v in values.items()}
+    def add(self, what, rounds, dropped, value, smaller_is_better=False):
+        """`value(round, side)` is the number of a side in a round."""
+        values = {side: [value(taken, side) for taken in rounds] for side in self.arguments.sides}
+        medians = {side: median(values[side]) for side in values}
         ours, theirs = medians.get("edgellm"), medians.get("llama.cpp")
-        ratio = None if not ours or not theirs else theirs / ours if smaller_is_better else ours / theirs
-        row = {"model": path.name, "threads": threads, "what": what, "ratio": ratio, "dropped": pairs.dropped}
-        rows.append(row | {"medians": medians, "values": values})
+        better = ratio(theirs, ours) if smaller_is_better else ratio(ours, theirs)
+        row(self.path.name, self.threads, what, cell(ours), cell(theirs), cell(better, 2), len(rounds), dropped)
+        result = {"model": self.path.name, "threads": self.threads, "what": what, "ratio": better, "dropped": dropped}
+        self.rows.append(result | {"medians": medians, "values": values})
 
-    workers = {side: Worker(side, path, threads) for side in sides}
-    for what, count in (("decode", arguments.decode), ("prefill", arguments.prefill)):
-        for side in sides:
-            workers[side].ask(what, count)  # Warms up; not counted.
-        pairs = Pairs(probe, threads, arguments.repeats)
-        add(f"{what} {count}, tokens/s", pairs.measure(sides, lambda side: workers[side].ask(what, count)))
-    for side in sides:
-        workers[side].close()
+    def decode(self, workers):
+        """Beside the memory, which takes part in the rounds."""
+        count, weights = self.arguments.decode, sides.weight_bytes_per_token(self.path)
 
-    def start(side):
-        time.sleep(PAUSE)
-        command = [sys.executable, __file__, "--cold-start", side, "--threads", str(threads), str(path)]
-        return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        def one(name):
+            if name == "read":
+                return self.tools.read_gb_per_s(self.threads)
+            return tokens_per_s(workers[name].ask("steps", AT, count))
 
-    pairs = Pairs(probe, threads, min(arguments.repeats, 5)).measure(sides, start)
-    add("load to first logits, ms", pairs, "first", smaller_is_better=True)
-    add("peak memory, MiB", pairs, "memory", smaller_is_better=True)
-    return rows
-
-
-HEADING = """
-| model | threads | what | edgellm | llama.cpp | ratio | pairs | dropped |
-|---|---|---|---|---|---|---|---|"""
-
-
-def report(rows):
-    """Rows of the table; a ratio above 1 means libedgellm is better."""
-
-    def cell(value, digits):
-        return "-" if value is None else f"{value:.{digits}f}"
-
-    for row in rows:
-        medians, kept = row["medians"], max(map(len, row["values"].values()))
-        print(
-            f"| {row['model']} | {row['threads']} | {row['what']} | {cell(medians.get('edgellm'), 1)} "
-            f"| {cell(medians.get('llama.cpp'), 1)} | {cell(row['ratio'], 2)} | {kept} | {row['dropped']} |",
-            flush=True,
+        rounds, dropped = self.turns.take(["read", *workers], self.arguments.repeats, one)
+        self.add(f"decode {count}, tokens/s", rounds, dropped, lambda taken, side: taken[side])
+        read = median(taken["read"] for taken in rounds)
+        self.add(
+            f"of the {cell(read)} GB/s read, %",
+            rounds,
+            dropped,
+            lambda taken, side: 100 * (taken[side] * weights) / (1e9 * taken["read"]),
         )
+        self.rows[-1] |= {"weight_bytes_per_token": weights, "rounds": rounds}
+
+    def prefill(self, workers, count):
+        """A prompt of `count` tokens."""
+
+        def one(side):
+            return 1e9 * count / workers[side].ask("prefill", count)
+
+        for side in workers:
+            one(side)  # Warms up; not counted.
+        rounds, dropped = self.turns.take(list(workers), self.arguments.repeats, one)
+        self.add(f"prefill {count}, tokens/s", rounds, dropped, lambda taken, side: taken[side])
+
+    def first_token(self, programs):
+        """A fresh process every time."""
+
+        def one(side):
+            time.sleep(sides.PAUSE)
+            return json.loads(sides.output(programs[side], self.path, str(self.threads), str(CONTEXT), PROMPT))
+
+        rounds, dropped = self.turns.take(self.arguments.sides, self.arguments.repeats, one)
+        if len({taken[side]["tokens"] for taken in rounds for side in taken}) > 1:
+            raise SystemExit(f"{self.path.name}: the sides make different tokens of {PROMPT!r}")
+        for what, key in (("first token, ms", "first"), ("loaded, ms", "loaded"), ("its peak, MiB", "memory")):
+            self.add(what, rounds, dropped, lambda taken, side, key=key: taken[side][key], smaller_is_better=True)
+        self.rows[-1]["rounds"] = rounds
+
+    def run(self, programs):
+        """All measurements: the rows."""
+        longest = max(self.arguments.prefill)
+        context = max(CONTEXT, AT + self.arguments.decode, longest)
+        with open_workers(self.arguments.sides, self.path, self.threads, context) as workers:
+            self.decode(workers)
+            for count in self.arguments.prefill:
+                self.prefill(workers, count)
+            peaks = {side: worker.ask("memory") for side, worker in workers.items()}
+            what = f"peak after {longest}, MiB"
+            self.add(what, [peaks], 0, lambda taken, side: taken[side], smaller_is_better=True)
+        self.first_token(programs)
+        return self.rows
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", type=Path, nargs="+")
-    parser.add_argument("--threads", default="1,2")
+    parser = sides.parser(__doc__)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--decode", type=int, default=96, help="tokens")
-    parser.add_argument("--prefill", type=int, default=512, help="tokens, at most 512")
-    parser.add_argument("--sides", default=",".join(SIDES), type=lambda text: text.split(","))
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.add_argument("--cold-start", help=argparse.SUPPRESS)
+    parser.add_argument("--prefill", default="512", type=sides.numbers, help="tokens, a list")
     arguments = parser.parse_args()
-    if arguments.worker:
-        return worker(arguments.worker, arguments.models[0], int(arguments.threads))
-    if arguments.cold_start:
-        return cold_start(arguments.cold_start, arguments.models[0], int(arguments.threads))
+    heading("model", "threads", "what", "edgellm", "llama.cpp", "ratio", "rounds", "dropped")
+    programs = {}
 
-    with tempfile.TemporaryDirectory() as folder:
-        probe = f"{folder}/placement_probe"
-        source = HERE / "placement_probe.c"
-        subprocess.run(["cc", "-O3", "-march=native", "-pthread", source, "-o", probe], check=True)
-        rows, load = [], os.getloadavg()[0]
-        print(HEADING)
-        for path in arguments.models:
-            with path.open("rb") as file:
-                while file.read(1 << 24):  # Into the page cache.
-                    pass
-            for threads in map(int, arguments.threads.split(",")):
-                rows += compare(path, threads, arguments, probe)
-                report(rows[-4:])
-    print(f"\nload average {load:.1f} before, {os.getloadavg()[0]:.1f} after")
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": platform.platform(), "load_before": load, "rows": rows}, indent=1))
+    def measure(path, threads, tools):
+        if not programs:
+            programs.update(build_first_token(tools))
+        return Comparison(path, threads, arguments, tools).run(programs)
+
+    sides.run(arguments, measure)
 
 
 if __name__ == "__main__":

@@ -40,18 +40,26 @@ class Model:
         c.llama_memory_seq_rm(c.llama_get_memory(self.context), 0, keep, -1)
         self.past = keep
 
-    def run(self, ids, all_logits=False):
-        """Runs up to 512 tokens; leaves the logits of the last, or of all."""
+    def append(self, ids, all_logits=False):
+        """Fills the batch with up to 512 tokens; of the last, or of all, there will be logits."""
         batch = self.batch
         batch.n_tokens = len(ids)
         for i, token in enumerate(ids):
             batch.token[i], batch.pos[i], batch.n_seq_id[i] = int(token), self.past + i, 1
             batch.seq_id[i][0] = 0
             batch.logits[i] = all_logits or i == len(ids) - 1
-        status = c.llama_decode(self.context, batch)
+
+    def forward(self):
+        """Runs the batch."""
+        status = c.llama_decode(self.context, self.batch)
         if status:
             raise RuntimeError(f"llama_decode: {status}")
-        self.past += len(ids)
+        self.past += self.batch.n_tokens
+
+    def run(self, ids, all_logits=False):
+        """Runs up to 512 tokens; leaves the logits of the last, or of all."""
+        self.append(ids, all_logits)
+        self.forward()
 
     def logits(self, rows=1):
         """The logits that the last call left: (rows, vocab), a view that the next call ends."""
