@@ -61,26 +61,31 @@ def say_growth(side, decode, prefill):
 
 
 def plot(target, model, threads, decode, prefill, names):
-    """Both curves of every side, as SVG with text as text."""
+    """All curves of every side, as SVG with text as text."""
     import matplotlib
 
     matplotlib.use("Agg")
     matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "growth", "font.size": 9}
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
     for side in names:
-        left.plot(*points(decode, side), marker="o", markersize=3, color=COLORS[side], label=side)
-        right.plot(*points(prefill, side), marker="o", markersize=3, color=COLORS[side], label=side)
-    left.set(title="decode", xlabel="tokens in the context", ylabel="ms per token")
-    right.set(title="prefill", xlabel="tokens of the prompt", ylabel="ms", xscale="log", yscale="log")
-    right.set_xscale("log", base=2)
-    for axes in (left, right):
+        style = {"marker": "o", "markersize": 3, "color": COLORS[side], "label": side}
+        left.plot(*points(decode, side), **style)
+        lengths, ms = points(prefill, side)
+        middle.plot(lengths, ms, **style)
+        right.plot(lengths, [time / length for time, length in zip(ms, lengths, strict=True)], **style)
+    left.set(title="decode", xlabel="tokens in the context", ylabel="ms per token", xlim=(0, None), ylim=(0, None))
+    middle.set(title="prefill", xlabel="tokens of the prompt", ylabel="ms", yscale="log")
+    right.set(title="prefill, per token", xlabel="tokens of the prompt", ylabel="ms per token")
+    for axes in (middle, right):
+        axes.set_xscale("log", base=4)
+        axes.xaxis.set_major_formatter("{x:.0f}")
+    right.set_ylim(bottom=0)
+    for axes in (left, middle, right):
         axes.grid(color="#dddddd")
         axes.legend()
-    left.set_xlim(left=0)
-    left.set_ylim(bottom=0)
-    figure.suptitle(f"{model}, {threads} threads")
+    figure.suptitle(f"{model}, threads: {threads}")
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, metadata={"Date": None})
 
@@ -97,7 +102,7 @@ def growth(path, threads, arguments, tools):
         def prefill_ms(side, length):
             return 1e-6 * workers[side].ask("prefill", length)
 
-        heading(f"{path.name}, {threads} threads: context", "edgellm ms", "llama.cpp ms", "ratio", "rounds", "dropped")
+        heading(f"{path.name}, threads: {threads}, context", "edgellm ms", "llama.cpp ms", "ratio", "rounds", "dropped")
         decode = measure_points(arguments.contexts, turns, arguments, decode_ms)
         heading("prompt", "edgellm ms", "llama.cpp ms", "ratio", "rounds", "dropped")
         prefill = measure_points(arguments.prompts, turns, arguments, prefill_ms)

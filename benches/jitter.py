@@ -57,7 +57,7 @@ def jitter(path, threads, arguments, tools):
 def main():
     parser = sides.parser(__doc__, threads="2")
     parser.add_argument("--steps", type=int, default=10_000)
-    parser.add_argument("--seconds", type=float, default=300, help="of steps, at most, per side and condition")
+    parser.add_argument("--seconds", type=float, default=600, help="of steps, at most, per side and condition")
     arguments = parser.parse_args()
     heading(
         "model", "threads", "machine", "side", "steps", *(f"p{p} ms" for p in PERCENTILES), "max ms", "rounds dropped"
