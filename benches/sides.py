@@ -4,7 +4,7 @@ Run as a program this is one side, which its `Worker` starts: python sides.py SI
 request a line, a JSON list of a method of `Side` and its arguments, and answers a line of JSON.
 
 What is timed is one call into the library, from Python just around it: `edgellm_forward` of tokens that were appended
-before, `llama_decode` of a batch that was filled before. What Python adds is the same on both sides, about 1 us.
+before, `llama_decode` of a batch that was filled before. What Python adds is under 1 us on both sides.
 Neither side samples: the tokens are given, and token i of a sequence is the same one wherever it is cut.
 
 Nothing else may run on the machine. llama.cpp's OpenMP threads spin for a while after their work, so there is a pause
