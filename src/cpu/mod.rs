@@ -218,8 +218,8 @@ mod tests {
     fn tile_of(format: Format, columns: usize, fill: fn(u64) -> u8, state: &mut u64) -> Vec<u8> {
         let blocks = columns / format.block_len();
         let mut half = || half::f16::from_f32((random(state) >> 40) as f32 / 1e7 - 0.5).to_le_bytes();
-        let rows: Vec<Vec<u8>> = (0..tile::ROWS)
-            .map(|_| {
+        let rows: Vec<u8> = (0..tile::ROWS)
+            .flat_map(|_| {
                 let mut row = Vec::new();
                 for _ in 0..blocks {
                     let at = row.len();
@@ -248,7 +248,7 @@ mod tests {
             })
             .collect();
         let mut out = vec![0; tile::tile_bytes(format, columns)];
-        tile::interleave(format, &rows.iter().map(Vec::as_slice).collect::<Vec<_>>(), &mut out);
+        tile::interleave(format, &rows, rows.len() / tile::ROWS, &mut out);
         out
     }
 

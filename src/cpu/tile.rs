@@ -57,33 +57,38 @@ pub fn tile_bytes(format: Format, columns: usize) -> usize {
     columns / format.block_len() * format.block_bytes() * ROWS
 }
 
-/// Writes one tile from up to 16 rows of blocks, each `columns` long; missing rows become zeros.
-pub fn interleave(format: Format, rows: &[&[u8]], tile: &mut [u8]) {
-    let fields = fields(format).unwrap_or_default();
+/// Writes one tile from up to 16 rows of blocks, one row after the other; missing rows become zeros.
+pub fn interleave(format: Format, rows: &[u8], row_bytes: usize, tile: &mut [u8]) {
     let block_bytes = format.block_bytes();
-    if rows.len() < ROWS {
-        tile.fill(0);
-    }
-    for (block_index, block) in tile.chunks_exact_mut(block_bytes * ROWS).enumerate() {
+    assert!(rows.len() % row_bytes == 0 && rows.len() <= ROWS * row_bytes && tile.len() == ROWS * row_bytes);
+    let count = rows.len() / row_bytes;
+    let fields = fields(format).unwrap_or_default();
+    for (index, block) in tile.chunks_exact_mut(block_bytes * ROWS).enumerate() {
         for field in fields {
             let place = &mut block[field.offset * ROWS..][..field.bytes * ROWS];
-            for (r, row) in rows.iter().enumerate() {
-                let source = &row[block_index * block_bytes + field.offset..][..field.bytes];
-                match field.unit {
-                    // Constant sizes, so that each copy is one move.
-                    2 => copy_units::<2>(source, place, r),
-                    _ => copy_units::<4>(source, place, r),
-                }
+            let source = &rows[index * block_bytes + field.offset..];
+            match field.unit {
+                // Constant sizes, so that each copy is one move.
+                2 => interleave_field::<2>(source, row_bytes, count, place),
+                _ => interleave_field::<4>(source, row_bytes, count, place),
             }
         }
     }
 }
 
-fn copy_units<const UNIT: usize>(source: &[u8], place: &mut [u8], row: usize) {
-    for (unit, slot) in
-        source.as_chunks::<UNIT>().0.iter().zip(place.as_chunks_mut::<UNIT>().0[row..].iter_mut().step_by(ROWS))
-    {
-        *slot = *unit;
+/// Unit by unit, so that a tile is written from end to end.
+#[inline(always)]
+fn interleave_field<const UNIT: usize>(source: &[u8], row_bytes: usize, count: usize, place: &mut [u8]) {
+    let whole = count == ROWS && source.len() >= (ROWS - 1) * row_bytes + place.len() / ROWS;
+    for (i, slots) in place.as_chunks_mut::<UNIT>().0.as_chunks_mut::<ROWS>().0.iter_mut().enumerate() {
+        for r in 0..ROWS {
+            slots[r] = match whole {
+                // SAFETY: all units of the last row are inside, so unit i of each row is.
+                true => unsafe { source.as_ptr().add(r * row_bytes + i * UNIT).cast::<[u8; UNIT]>().read() },
+                false if r < count => *source[r * row_bytes + i * UNIT..].first_chunk().expect("a row is whole"),
+                false => [0; UNIT],
+            };
+        }
     }
 }
 
@@ -108,9 +113,10 @@ mod tests {
             let row_bytes = format.block_bytes() * 3;
             let bytes: Vec<u8> = (0..row_bytes * ROWS).map(|i| ((i as u64 * 2_654_435_761) >> 7) as u8).collect();
             for count in [1, 7, ROWS] {
-                let rows: Vec<&[u8]> = bytes.chunks_exact(row_bytes).take(count).collect();
+                let rows = &bytes[..count * row_bytes];
                 let mut tile = vec![0xAA; tile_bytes(format, columns)];
-                interleave(format, &rows, &mut tile);
+                interleave(format, rows, row_bytes, &mut tile);
+                let rows: Vec<&[u8]> = rows.chunks_exact(row_bytes).collect();
                 for row in 0..ROWS {
                     for (b, blocks) in tile.chunks_exact(format.block_bytes() * ROWS).enumerate() {
                         let mut found = vec![0x55; format.block_bytes()];

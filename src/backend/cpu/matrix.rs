@@ -51,11 +51,7 @@ impl Matrix {
                     convert(source, source_rows, format, scratch);
                     (&*scratch, tile_bytes / tile::ROWS)
                 };
-                let mut slices: [&[u8]; tile::ROWS] = [&[]; tile::ROWS];
-                for (slice, row) in slices.iter_mut().zip(rows.chunks_exact(row_bytes)) {
-                    *slice = row;
-                }
-                tile::interleave(format, &slices[..count], place);
+                tile::interleave(format, &rows[..count * row_bytes], row_bytes, place);
             }
         })?;
         Ok(Matrix { format, rows, columns, tiles, bias: linear.bias.clone() })
