@@ -143,6 +143,35 @@ impl Array {
     }
 }
 
+/// The strings of an array, read where they lie.
+#[derive(Clone, Debug)]
+pub struct Strings<'a> {
+    bytes: &'a [u8],
+    starts: Vec<u32>, // Where in `bytes` each begins, with its length.
+}
+
+impl<'a> Strings<'a> {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.starts.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.starts.is_empty()
+    }
+
+    /// The string at `index`, if there are so many.
+    pub fn get(&self, index: usize) -> Option<&'a [u8]> {
+        Cursor { bytes: self.bytes, at: *self.starts.get(index)? as usize }.string().ok()
+    }
+
+    /// Every string, in order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &'a [u8]> + Clone {
+        self.starts.iter().map(|start| Cursor { bytes: self.bytes, at: *start as usize }.string().unwrap_or_default())
+    }
+}
+
 /// The key-value pairs of a GGUF file, in its order.
 ///
 /// Getters: `Ok(None)` when the key is absent, `Err(Error::Format)` that names the key when its type is wrong.
@@ -214,15 +243,27 @@ impl Metadata {
     }
 
     /// An array of strings, as bytes (token arrays need not be UTF-8).
-    pub fn strings(&self, key: &str) -> Result<Option<Vec<&[u8]>>> {
-        self.array(key, "an array of strings", |id| id == kind::STRING, |_, cursor| cursor.string().ok())
+    pub fn strings(&self, key: &str) -> Result<Option<Strings<'_>>> {
+        let expected = "an array of strings below 4 GiB";
+        let starts = self.array(
+            key,
+            expected,
+            |id| id == kind::STRING,
+            |_, cursor| {
+                let start = u32::try_from(cursor.at).ok();
+                cursor.string().ok().and(start)
+            },
+        )?;
+        let (Some(starts), Some(Value::Array(array))) = (starts, self.get(key)) else { return Ok(None) };
+        Ok(Some(Strings { bytes: &array.bytes, starts }))
     }
 
     /// An array of integers that fit an i64.
     pub fn ints(&self, key: &str) -> Result<Option<Vec<i64>>> {
         let is_integer = |id| kind::width(id).is_some() && !matches!(id, kind::F32 | kind::F64 | kind::BOOL);
-        self.array(key, "an array of integers up to 2^63", is_integer, |id, cursor| {
-            i64::try_from(cursor.scalar(id).ok()??.integer()?).ok()
+        self.array(key, "an array of integers up to 2^63", is_integer, |id, cursor| match id {
+            kind::I32 => Some(i64::from(cursor.u32().ok()? as i32)), // The usual ones, fast.
+            _ => i64::try_from(cursor.scalar(id).ok()??.integer()?).ok(),
         })
     }
 
@@ -329,7 +370,9 @@ mod tests {
             ("names", Value::Array(Array::of_strings([b"x".as_slice(), b"\xff"]))),
         ]);
         assert_eq!(m.string("s").unwrap(), Some("text"));
-        assert_eq!(m.strings("names").unwrap().unwrap(), [b"x".as_slice(), b"\xff"]);
+        let names = m.strings("names").unwrap().unwrap();
+        assert!(names.iter().eq([b"x".as_slice(), b"\xff"]));
+        assert_eq!((names.len(), names.get(1), names.get(2)), (2, Some(b"\xff".as_slice()), None));
         refused(m.string("n"), &["\"n\"", "u32 1"]);
         refused(m.float("n"), &["\"n\""]);
         refused(m.bool("n"), &["\"n\""]);

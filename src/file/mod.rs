@@ -6,7 +6,7 @@ mod mapping;
 mod metadata;
 mod split;
 
-pub use metadata::{Array, Metadata, Value, kind};
+pub use metadata::{Array, Metadata, Strings, Value, kind};
 
 use crate::quant::Format;
 use crate::{Error, Result};

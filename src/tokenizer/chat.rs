@@ -63,7 +63,8 @@ impl Templates {
         }
         let tool_use = named("tool_use")?;
         if default.is_none()
-            && let Some([name]) = metadata.strings(TEMPLATES)?.as_deref()
+            && let Some(names) = metadata.strings(TEMPLATES)?
+            && let (1, Some(name)) = (names.len(), names.get(0))
         {
             let name = std::str::from_utf8(name).map_err(|_| Error::Format(format!("{TEMPLATES}[0] is not UTF-8")))?;
             default = named(name)?;

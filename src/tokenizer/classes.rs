@@ -1,7 +1,7 @@
 //! The three classes of characters that the pre-tokenizers' expressions name.
 
 use crate::{Error, Result};
-use regex_syntax::hir::{Class as HirClass, HirKind};
+use regex_syntax::hir::{Class as HirClass, ClassUnicodeRange, HirKind};
 
 /// What a pre-tokenizer sees in a character.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,43 +17,47 @@ pub(super) enum Class {
     Space,
 }
 
-const PAGE: usize = 256;
-
-/// The class of every character, in pages of 256; pages that are alike are kept once.
+/// The class of every character.
 pub(super) struct Classes {
-    page_of: Vec<u8>,
-    pages: Vec<[Class; PAGE]>,
+    ascii: [Class; 128],
+    /// Characters of one class that follow each other, ascending; what is in none of them is [`Class::Other`].
+    ranges: Vec<Range>,
+}
+
+struct Range {
+    first: char,
+    last: char,
+    class: Class,
 }
 
 impl Classes {
     /// From the tables of `regex-syntax`, the ones the expressions themselves would use.
     pub(super) fn new() -> Result<Classes> {
-        let mut flat = vec![Class::Other; char::MAX as usize + 1];
+        let mut ranges = Vec::new();
         for (expression, class) in [(r"\p{L}", Class::Letter), (r"\p{N}", Class::Number), (r"\s", Class::Space)] {
             let hir = regex_syntax::parse(expression).map_err(|error| Error::Internal(error.to_string().into()))?;
             let HirKind::Class(HirClass::Unicode(set)) = hir.kind() else {
                 return Err(Error::Internal("a class of characters is not Unicode".into()));
             };
-            for range in set.ranges() {
-                flat[range.start() as usize..=range.end() as usize].fill(class);
-            }
+            let range = |range: &ClassUnicodeRange| Range { first: range.start(), last: range.end(), class };
+            ranges.extend(set.ranges().iter().map(range));
         }
-        let mut classes = Classes { page_of: Vec::with_capacity(flat.len() / PAGE), pages: Vec::new() };
-        for page in flat.as_chunks::<PAGE>().0 {
-            // Neighbours are alike (ideographs, private use), so search from the end.
-            let index = classes.pages.iter().rposition(|known| known == page).unwrap_or_else(|| {
-                classes.pages.push(*page);
-                classes.pages.len() - 1
-            });
-            classes.page_of.push(u8::try_from(index).map_err(|_| Error::Internal("too many character pages".into()))?);
-        }
-        Ok(classes)
+        ranges.sort_unstable_by_key(|range| range.first);
+        let ascii = std::array::from_fn(|code| search(&ranges, char::from(code as u8)));
+        Ok(Classes { ascii, ranges })
     }
 
     pub(super) fn of(&self, char: char) -> Class {
-        let code = char as usize;
-        self.pages[self.page_of[code / PAGE] as usize][code % PAGE]
+        match self.ascii.get(char as usize) {
+            Some(class) => *class,
+            None => search(&self.ranges, char),
+        }
     }
+}
+
+fn search(ranges: &[Range], char: char) -> Class {
+    let at = ranges.partition_point(|range| range.last < char);
+    ranges.get(at).filter(|range| range.first <= char).map_or(Class::Other, |range| range.class)
 }
 
 #[cfg(test)]

@@ -1,20 +1,24 @@
-//! Text to tokens and back: vocabulary from GGUF, byte-level BPE over the `tokenizers` crate, chat templates.
+//! Text to tokens and back: vocabulary from GGUF, byte-level BPE, chat templates.
 
 mod bpe;
 #[cfg(feature = "chat")]
 mod chat;
 mod classes;
+mod merges;
 mod pre;
 mod special;
 mod stream;
+mod texts;
 mod vocab;
 
-use crate::file::Metadata;
+use crate::file::{Metadata, Strings};
 use crate::{Error, Result};
-use bpe::{Bpe, Index, MERGES};
+use bpe::{Bpe, Scratch};
 use classes::Classes;
+use merges::{MERGES, Merges};
 use pre::{PRE, Pieces, Pre};
 use special::{Part, Specials};
+use texts::Index;
 use vocab::{Kind, TOKEN_TYPE, TOKENS, Vocab};
 
 pub use stream::Utf8Stream;
@@ -90,8 +94,10 @@ impl Tokenizer {
         let index = Index::new(&texts)?;
         let mut kinds = vocab::kinds(metadata.ints(TOKEN_TYPE)?.as_deref(), texts.len())?;
         let ends = ends(metadata, &index, &merges, &mut kinds)?;
-        let bpe = Bpe::new(&texts, &kinds, index, &merges, pre.ignore_merges)?;
-        let vocab = Vocab::new(&texts, kinds)?;
+        let vocab = Vocab::new(texts.iter(), kinds)?;
+        let bytes = bpe::byte_tokens(&index, &vocab)?;
+        let merges = Merges::new(&index, &merges, |token| vocab.mergeable(token))?;
+        let bpe = Bpe::new(bytes, merges, &vocab, pre.ignore_merges)?;
         let (bos, eos) = (token_id(metadata, BOS, vocab.len())?, token_id(metadata, EOS, vocab.len())?);
         Ok(Some(Tokenizer {
             specials: Specials::new(&vocab)?,
@@ -131,7 +137,7 @@ impl Tokenizer {
         if let (true, true, Some(bos)) = (bos, self.add_bos, self.bos) {
             tokens.push(bos);
         }
-        let mut mapped = String::new();
+        let mut scratch = Scratch::default();
         for part in self.specials.parts(text, special) {
             match part {
                 // A chat template may have written BOS already.
@@ -143,7 +149,7 @@ impl Tokenizer {
                 }
                 Part::Text(text) => {
                     for piece in Pieces::new(text, self.pre.family, &self.classes) {
-                        self.bpe.encode(piece, &mut mapped, &mut tokens)?;
+                        self.bpe.encode(&self.vocab, piece, &mut scratch, &mut tokens)?;
                     }
                 }
             }
@@ -172,7 +178,7 @@ impl Tokenizer {
                     format!("token {token} at {index} is out of range: the vocabulary has {}", self.vocab_len());
                 return Err(Error::argument(message));
             };
-            if special || matches!(kind, Kind::Normal | Kind::UserDefined) {
+            if special || matches!(kind, Kind::Normal | Kind::Foreign | Kind::UserDefined) {
                 let needed = text.len() + bytes.len();
                 text.try_reserve(bytes.len()).map_err(|_| Error::NoMemory { what: "text", bytes: needed })?;
                 text.extend_from_slice(bytes);
@@ -241,15 +247,15 @@ fn adds(metadata: &Metadata, key: &str, token: Option<u32>, token_key: &str) -> 
 ///
 /// One known by its text is made a control token: files mark some as plain, and then text could end a turn. Not so what
 /// merges make: `</s>` in Qwen's vocabulary is a piece of HTML.
-fn ends(metadata: &Metadata, index: &Index, merges: &[&[u8]], kinds: &mut [Kind]) -> Result<Vec<u32>> {
+fn ends(metadata: &Metadata, index: &Index, merges: &Strings<'_>, kinds: &mut [Kind]) -> Result<Vec<u32>> {
     let mut ends = Vec::with_capacity(ENDS.len() + END_TEXTS.len());
     for key in ENDS {
         ends.extend(token_id(metadata, key, kinds.len())?);
     }
     for text in END_TEXTS {
-        let Some(token) = index.get(text) else { continue };
+        let Some(token) = index.get(text.as_bytes()) else { continue };
         let Some(kind) = kinds.get_mut(token as usize) else { continue };
-        let merged = || merges.iter().any(|merge| bpe::makes(merge, text.as_bytes()));
+        let merged = || merges.iter().any(|merge| merges::makes(merge, text.as_bytes()));
         if *kind == Kind::Control || !merged() {
             ends.push(token);
             *kind = Kind::Control;

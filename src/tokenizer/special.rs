@@ -94,9 +94,9 @@ mod tests {
 
     #[test]
     fn longest_special_token_wins_and_control_only_when_asked() {
-        let texts: Vec<&[u8]> = vec![b"<a>", b"<a><b>", b"<b>", b"<tool>", b"\xFF"];
+        let texts: [&[u8]; 5] = [b"<a>", b"<a><b>", b"<b>", b"<tool>", b"\xFF"];
         let kinds = vec![Kind::Control, Kind::Control, Kind::Control, Kind::UserDefined, Kind::Control];
-        let vocab = Vocab::new(&texts, kinds).unwrap();
+        let vocab = Vocab::new(texts.into_iter(), kinds).unwrap();
         let specials = Specials::new(&vocab).unwrap();
         let parts = |text: &'static str, control| specials.parts(text, control).collect::<Vec<_>>();
         assert_eq!(
@@ -110,7 +110,7 @@ mod tests {
     #[test]
     fn special_tokens_without_bound_are_refused() {
         let text = vec![b'x'; BYTES_MAX + 1];
-        let vocab = Vocab::new(&[&text], vec![Kind::Control]).unwrap();
+        let vocab = Vocab::new([text.as_slice()].into_iter(), vec![Kind::Control]).unwrap();
         assert!(matches!(Specials::new(&vocab), Err(Error::Format(message)) if message.contains("hold 1048577 bytes")));
     }
 }

@@ -10,6 +10,8 @@ pub(super) const TOKEN_TYPE: &str = "tokenizer.ggml.token_type";
 pub(super) enum Kind {
     /// Made from text by merging bytes.
     Normal,
+    /// Like a normal one, but not in the byte-level alphabet: it stands for itself, and no text can become it.
+    Foreign,
     /// Steers the model (`<|im_end|>`); comes from text only when the caller says so. "Unknown" tokens too.
     Control,
     /// Literal text that is always one token (`<tool_call>`).
@@ -29,24 +31,26 @@ pub(super) struct Vocab {
 
 impl Vocab {
     /// `texts` as in the file: normal tokens in the byte-level alphabet, the others literal.
-    pub(super) fn new(texts: &[&[u8]], kinds: Vec<Kind>) -> Result<Vocab> {
-        let total: usize = texts.iter().map(|text| text.len()).sum();
+    pub(super) fn new<'a>(texts: impl Iterator<Item = &'a [u8]> + Clone, mut kinds: Vec<Kind>) -> Result<Vocab> {
+        let total: usize = texts.clone().map(|text| text.len()).sum();
         if u32::try_from(total).is_err() {
             return Err(Error::Format(format!("{TOKENS} holds {total} bytes, at most {}", u32::MAX)));
         }
-        let mut vocab =
-            Vocab { bytes: reserved("token bytes", total)?, ends: reserved("tokens", texts.len())?, kinds, longest: 0 };
-        for (text, kind) in texts.iter().zip(&vocab.kinds) {
-            let start = vocab.bytes.len();
-            // What is not in the alphabet stays as it is: no text can become it.
-            if *kind != Kind::Normal || !push_decoded(text, &mut vocab.bytes) {
-                vocab.bytes.extend_from_slice(text);
+        let (mut bytes, mut ends) = (reserved("token bytes", total)?, reserved("tokens", kinds.len())?);
+        let mut longest = 0;
+        for (text, kind) in texts.zip(&mut kinds) {
+            let start = bytes.len();
+            if *kind == Kind::Normal && !push_decoded(text, &mut bytes) {
+                *kind = Kind::Foreign;
+            }
+            if *kind != Kind::Normal {
+                bytes.extend_from_slice(text);
             }
             // Decoding only shortens, so the sum checked above holds.
-            vocab.ends.push(vocab.bytes.len() as u32);
-            vocab.longest = vocab.longest.max(vocab.bytes.len() - start);
+            ends.push(bytes.len() as u32);
+            longest = longest.max(bytes.len() - start);
         }
-        Ok(vocab)
+        Ok(Vocab { bytes, ends, kinds, longest })
     }
 
     pub(super) fn len(&self) -> usize {
@@ -67,6 +71,16 @@ impl Vocab {
 
     pub(super) fn kind(&self, token: u32) -> Option<Kind> {
         self.kinds.get(token as usize).copied()
+    }
+
+    /// Whether text may become this token: never a control token, never one whose bytes would not give the text back.
+    pub(super) fn mergeable(&self, token: u32) -> bool {
+        match self.kind(token) {
+            Some(Kind::Normal) => true,
+            // Only these mean the same literally and in the alphabet.
+            Some(Kind::UserDefined) => self.bytes(token).is_some_and(|text| text.iter().all(u8::is_ascii_graphic)),
+            _ => false,
+        }
     }
 }
 
@@ -102,8 +116,18 @@ pub(super) fn reserved<T>(what: &'static str, count: usize) -> Result<Vec<T>> {
 
 /// The characters that stand for bytes: a printable Latin-1 character for itself, the rest from U+0100 on, in order.
 pub(super) const ALPHABET: [char; 256] = alphabet();
-/// Characters from here on stand for no byte.
-const ALPHABET_END: usize = 0x100 + 68;
+/// The bytes that the characters from U+0100 on stand for.
+const UNPRINTABLE: [u8; 68] = {
+    let mut bytes = [0; 68];
+    let mut byte = 0;
+    while byte < 256 {
+        if ALPHABET[byte] as usize >= 0x100 {
+            bytes[ALPHABET[byte] as usize - 0x100] = byte as u8;
+        }
+        byte += 1;
+    }
+    bytes
+};
 
 const fn alphabet() -> [char; 256] {
     let mut chars = ['\0'; 256];
@@ -123,39 +147,35 @@ const fn alphabet() -> [char; 256] {
     chars
 }
 
-/// The byte that each character stands for.
-const BYTES: [Option<u8>; ALPHABET_END] = {
-    let mut bytes = [None; ALPHABET_END];
-    let mut byte = 0;
-    while byte < 256 {
-        bytes[ALPHABET[byte] as usize] = Some(byte as u8);
-        byte += 1;
-    }
-    bytes
-};
-
 /// Appends the bytes that `text` stands for; false (nothing appended) when it is not in the alphabet.
 fn push_decoded(text: &[u8], out: &mut Vec<u8>) -> bool {
     let start = out.len();
-    let Ok(text) = std::str::from_utf8(text) else { return false };
-    for char in text.chars() {
-        let Some(Some(byte)) = BYTES.get(char as usize) else {
-            out.truncate(start);
-            return false;
+    let mut rest = text;
+    loop {
+        let graphic = rest.iter().take_while(|byte| byte.is_ascii_graphic()).count();
+        out.extend_from_slice(&rest[..graphic]);
+        rest = &rest[graphic..];
+        let [first, others @ ..] = rest else { return true };
+        // The UTF-8 of [`ALPHABET`].
+        let byte = match (first, others) {
+            (0xC2, [second @ (0xA1..=0xAC | 0xAE..=0xBF), ..]) => *second,
+            (0xC3, [second @ 0x80..=0xBF, ..]) => *second | 0x40,
+            (0xC4, [second @ 0x80..=0xBF, ..]) => UNPRINTABLE[(*second - 0x80) as usize],
+            (0xC5, [second @ 0x80..=0x83, ..]) => UNPRINTABLE[(*second - 0x40) as usize],
+            _ => {
+                out.truncate(start);
+                return false;
+            }
         };
-        out.push(*byte);
+        out.push(byte);
+        rest = &rest[2..];
     }
-    true
-}
-
-/// Whether the text means the same literally and in the byte-level alphabet.
-pub(super) fn is_literal(text: &[u8]) -> bool {
-    text.iter().all(u8::is_ascii_graphic)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn alphabet_goes_both_ways_and_is_gpt2s() {
@@ -175,5 +195,21 @@ mod tests {
             assert_eq!(out, b"x");
         }
         assert!(!push_decoded(b"\xC4", &mut out));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_decoded_character_by_character(
+            chars in proptest::collection::vec(prop_oneof![10 => proptest::char::range('\0', '\u{147}'), 1 => any::<char>()], 0..8),
+            cut in 0usize..16,
+        ) {
+            let text = chars.iter().collect::<String>().into_bytes();
+            let text = &text[cut.min(text.len())..];
+            let byte_of = |char| ALPHABET.iter().position(|known| *known == char).map(|byte| byte as u8);
+            let expected = std::str::from_utf8(text).ok().and_then(|text| text.chars().map(byte_of).collect::<Option<Vec<u8>>>());
+            let mut out = vec![];
+            prop_assert_eq!(push_decoded(text, &mut out), expected.is_some());
+            prop_assert_eq!(out, expected.unwrap_or_default());
+        }
     }
 }
