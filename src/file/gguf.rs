@@ -210,10 +210,11 @@ fn check_array(cursor: &mut Cursor<'_>, key: &str) -> Result<()> {
 fn check_strings(cursor: &mut Cursor<'_>, key: &str, count: u64) -> Result<()> {
     let named = || Named("key", key.as_bytes());
     bounded(cursor, named(), count, 8)?;
+    let is_text = !BYTE_STRINGS.contains(&key);
     for i in 0..count {
         let at = cursor.at;
         let string = cursor.string().map_err(|fault| fault.of(format_args!("element {i} of {}", named())))?;
-        if !BYTE_STRINGS.contains(&key) && std::str::from_utf8(string).is_err() {
+        if is_text && std::str::from_utf8(string).is_err() {
             return Err(damaged(at, named(), format_args!("element {i} is not UTF-8")));
         }
     }

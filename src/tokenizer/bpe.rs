@@ -2,7 +2,7 @@
 
 use super::merges::Merges;
 use super::texts::{Index, Texts};
-use super::vocab::{ALPHABET, TOKENS, Vocab};
+use super::vocab::{ALPHABET, NONE, TOKENS, Vocab};
 use crate::{Error, Result};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -10,9 +10,6 @@ use std::collections::BinaryHeap;
 /// The longest piece merged at once. A longer one is cut, so that memory stays bounded: tokens near the cut may then
 /// differ from those of the uncut piece; the text they stand for does not.
 const PIECE_MAX: usize = 256 << 10;
-
-/// No token, no symbol, no merge.
-const NONE: u32 = u32::MAX;
 
 /// What turns pieces of text into tokens.
 pub(super) struct Bpe {
@@ -45,7 +42,7 @@ struct Symbol {
 }
 
 impl Bpe {
-    /// `merges`: of mergeable tokens only.
+    /// `bytes`: from [`byte_tokens`].
     pub(super) fn new(bytes: [u32; 256], merges: Merges, vocab: &Vocab, ignore_merges: bool) -> Result<Bpe> {
         let wholes = if ignore_merges { Some(wholes(vocab)?) } else { None };
         Ok(Bpe { bytes, merges, wholes })

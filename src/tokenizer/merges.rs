@@ -1,7 +1,7 @@
 //! Which pairs of tokens merge, and in what order.
 
 use super::texts::Index;
-use super::vocab::reserved;
+use super::vocab::{NONE, reserved};
 use crate::file::Strings;
 use crate::{Error, Result};
 
@@ -16,70 +16,111 @@ pub(super) struct Merges {
 }
 
 /// What one token and the token before it become.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct Merge {
     right: u32,
     /// Its place in the file: of two possible merges, the one with the lower rank is done.
     pub(super) rank: u32,
+    /// [`NONE`] when text may not become it, or one of the two.
     pub(super) whole: u32,
 }
 
+/// A merge as the file has it.
+struct Listed {
+    left: u32,
+    right: u32,
+    whole: u32,
+}
+
 impl Merges {
-    /// From the texts in the file. Those that would make or use what text may not become are checked and left out.
-    pub(super) fn new(index: &Index, texts: &Strings<'_>, mergeable: impl Fn(u32) -> bool) -> Result<Merges> {
-        let mut sorted = reserved("merges", texts.len())?;
+    /// From the texts in the file. Those that would make or use what is not `mergeable` are checked, but never done.
+    pub(super) fn new(index: &Index, texts: &Strings, mergeable: impl Fn(u32) -> bool) -> Result<Merges> {
+        let mut listed = reserved("merges", texts.len())?;
         let (mut scratch, mut whole) = (Vec::new(), 0);
         for (rank, text) in texts.iter().enumerate() {
-            let wrong = |why: &str| wrong(rank, text, why);
-            std::str::from_utf8(text).map_err(|_| wrong("is not UTF-8"))?;
-            let (left, right) = halves(text).ok_or_else(|| wrong("is not two tokens with a space between them"))?;
-            let needs = |part: &[u8]| wrong(&format!("needs the token {:?}", String::from_utf8_lossy(part)));
+            let (left, right) =
+                halves(text).ok_or_else(|| wrong(rank, text, "is not two tokens with a space between them"))?;
+            let needs =
+                |part: &[u8]| wrong(rank, text, &format!("needs the token {:?}", String::from_utf8_lossy(part)));
             let left_id = index.get(left).ok_or_else(|| needs(left))?;
             let right_id = index.get(right).ok_or_else(|| needs(right))?;
-            // Files list tokens in the order in which merges made them.
-            whole =
-                index.get_joined(left, right, whole + 1, &mut scratch).ok_or_else(|| needs(&[left, right].concat()))?;
-            sorted.push(Sorted { left: left_id, right: right_id, rank: rank as u32, whole }); // Strings have u32 places.
+            // Files list tokens in the order in which merges make them.
+            let joined = index.get_joined(left, right, whole + 1, &mut scratch);
+            whole = joined.ok_or_else(|| needs(&[left, right].concat()))?;
+            let mut merge = Listed { left: left_id, right: right_id, whole };
+            if ![left_id, right_id, whole].into_iter().all(&mergeable) {
+                // What is mergeable is UTF-8.
+                std::str::from_utf8(text).map_err(|_| wrong(rank, text, ""))?;
+                merge.whole = NONE;
+            }
+            listed.push(merge);
         }
-        sorted.sort_unstable_by_key(|merge| (u64::from(merge.left) << 32) | u64::from(merge.right));
-        let twice = sorted.array_windows().filter(|[a, b]| (a.left, a.right) == (b.left, b.right));
-        if let Some(rank) = twice.map(|[a, b]| a.rank.max(b.rank) as usize).min() {
-            return Err(wrong(rank, texts.get(rank).unwrap_or_default(), "comes twice"));
+        let merges = Merges::sorted(&listed, index.len())?;
+        match merges.twice() {
+            Some(rank) => Err(wrong(rank, texts.get(rank).unwrap_or_default(), "comes twice")),
+            None => Ok(merges),
         }
-        sorted.retain(|merge| [merge.left, merge.right, merge.whole].into_iter().all(&mergeable));
-        Merges::of(&sorted, index.len())
     }
 
-    /// Of merges in the order of their left and then their right tokens, out of `tokens` tokens.
-    fn of(sorted: &[Sorted], tokens: usize) -> Result<Merges> {
-        let mut table = Merges { starts: reserved("merges", tokens + 1)?, merges: reserved("merges", sorted.len())? };
-        for Sorted { left, right, rank, whole } in sorted.iter().copied() {
-            table.starts.resize(left as usize + 1, table.merges.len() as u32);
-            table.merges.push(Merge { right, rank, whole });
+    /// Of merges of `tokens` tokens: sorted by their right and then, leaving that order, by their left tokens.
+    fn sorted(listed: &[Listed], tokens: usize) -> Result<Merges> {
+        let (mut by_right, mut merges) = (reserved("merges", listed.len())?, reserved("merges", listed.len())?);
+        by_right.resize(listed.len(), 0u32);
+        merges.resize(listed.len(), Merge::default());
+        let mut places = places(tokens, listed.iter().map(|merge| merge.right))?;
+        for (rank, merge) in listed.iter().enumerate() {
+            let place = &mut places[merge.right as usize];
+            by_right[*place as usize] = rank as u32; // The places of strings are u32, so there are no more.
+            *place += 1;
         }
-        table.starts.resize(tokens + 1, table.merges.len() as u32);
-        Ok(table)
+        let mut places = self::places(tokens, listed.iter().map(|merge| merge.left))?;
+        for rank in by_right {
+            let Listed { left, right, whole } = listed[rank as usize];
+            let place = &mut places[left as usize];
+            merges[*place as usize] = Merge { right, rank, whole };
+            *place += 1;
+        }
+        // Each place has moved on to where the next token's were.
+        places.rotate_right(1);
+        places[0] = 0;
+        Ok(Merges { starts: places, merges })
+    }
+
+    fn of(&self, left: u32) -> &[Merge] {
+        let [start, end] = [left as usize, left as usize + 1].map(|index| self.starts[index] as usize);
+        &self.merges[start..end]
     }
 
     /// What `left` and `right` become.
     pub(super) fn get(&self, left: u32, right: u32) -> Option<Merge> {
-        let starts = self.starts.get(left as usize..left as usize + 2)?;
-        let merges = &self.merges[starts[0] as usize..starts[1] as usize];
+        let merges = self.of(left);
         let at = merges.binary_search_by_key(&right, |merge| merge.right).ok()?;
-        Some(merges[at])
+        Some(merges[at]).filter(|merge| merge.whole != NONE)
+    }
+
+    /// The first merge that is there already, by its rank.
+    fn twice(&self) -> Option<usize> {
+        let lefts = 0..self.starts.len() as u32 - 1;
+        let pairs = lefts.flat_map(|left| self.of(left).array_windows());
+        pairs.filter(|[a, b]| a.right == b.right).map(|[_, b]| b.rank as usize).min()
     }
 }
 
-/// A merge while all are sorted.
-#[derive(Clone, Copy)]
-struct Sorted {
-    left: u32,
-    right: u32,
-    rank: u32,
-    whole: u32,
+/// Where the things of each token begin when they are sorted by their tokens, which are below `tokens`; then a zero.
+fn places(tokens: usize, of: impl Iterator<Item = u32>) -> Result<Vec<u32>> {
+    let mut places = reserved("merges", tokens + 1)?;
+    places.resize(tokens + 1, 0u32);
+    of.for_each(|token| places[token as usize] += 1);
+    let mut start = 0;
+    for place in &mut places {
+        (*place, start) = (start, start + *place);
+    }
+    Ok(places)
 }
 
+/// A merge that cannot be, and why, unless it is not even text.
 fn wrong(rank: usize, text: &[u8], why: &str) -> Error {
+    let why = if std::str::from_utf8(text).is_ok() { why } else { "is not UTF-8" };
     Error::Format(format!("{MERGES}[{rank}] {:?} {why}", String::from_utf8_lossy(text)))
 }
 

@@ -64,10 +64,9 @@ struct Searcher {
 impl Searcher {
     fn new(vocab: &Vocab, kinds: &[Kind]) -> Result<Searcher> {
         let (mut patterns, mut tokens, mut bytes) = (Vec::new(), Vec::new(), 0);
-        for token in 0..vocab.len() as u32 {
-            let (Some(kind), Some(text)) = (vocab.kind(token), vocab.bytes(token)) else { break };
+        for token in vocab.of_kinds(kinds) {
             // A pattern that is not UTF-8 could match half a character.
-            if kinds.contains(&kind) && std::str::from_utf8(text).is_ok() {
+            if let Some(text) = vocab.bytes(token).filter(|text| std::str::from_utf8(text).is_ok()) {
                 bytes += text.len();
                 patterns.push(text);
                 tokens.push(token);

@@ -5,6 +5,9 @@ use crate::{Error, Result};
 pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
 pub(super) const TOKEN_TYPE: &str = "tokenizer.ggml.token_type";
 
+/// No token, no symbol, no merge.
+pub(super) const NONE: u32 = u32::MAX;
+
 /// What a token may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -37,19 +40,25 @@ impl Vocab {
             return Err(Error::Format(format!("{TOKENS} holds {total} bytes, at most {}", u32::MAX)));
         }
         let (mut bytes, mut ends) = (reserved("token bytes", total)?, reserved("tokens", kinds.len())?);
-        let mut longest = 0;
+        bytes.resize(total, 0);
+        let (mut end, mut longest) = (0, 0);
         for (text, kind) in texts.zip(&mut kinds) {
-            let start = bytes.len();
-            if *kind == Kind::Normal && !push_decoded(text, &mut bytes) {
+            // Decoding only shortens, so there is room.
+            let room = &mut bytes[end..end + text.len()];
+            let decoded = if *kind == Kind::Normal { decode(text, room) } else { None };
+            let len = decoded.unwrap_or_else(|| {
+                room.copy_from_slice(text);
+                text.len()
+            });
+            if *kind == Kind::Normal && decoded.is_none() {
                 *kind = Kind::Foreign;
             }
-            if *kind != Kind::Normal {
-                bytes.extend_from_slice(text);
-            }
-            // Decoding only shortens, so the sum checked above holds.
-            ends.push(bytes.len() as u32);
-            longest = longest.max(bytes.len() - start);
+            end += len;
+            ends.push(end as u32);
+            longest = longest.max(len);
         }
+        bytes.truncate(end);
+        bytes.shrink_to_fit();
         Ok(Vocab { bytes, ends, kinds, longest })
     }
 
@@ -67,6 +76,11 @@ impl Vocab {
         let end = *self.ends.get(index)? as usize;
         let start = if index == 0 { 0 } else { self.ends[index - 1] as usize };
         Some(&self.bytes[start..end])
+    }
+
+    /// The tokens of some kinds, ascending.
+    pub(super) fn of_kinds(&self, kinds: &[Kind]) -> impl Iterator<Item = u32> {
+        (0..).zip(&self.kinds).filter(|(_, kind)| kinds.contains(kind)).map(|(token, _)| token)
     }
 
     pub(super) fn kind(&self, token: u32) -> Option<Kind> {
@@ -116,19 +130,6 @@ pub(super) fn reserved<T>(what: &'static str, count: usize) -> Result<Vec<T>> {
 
 /// The characters that stand for bytes: a printable Latin-1 character for itself, the rest from U+0100 on, in order.
 pub(super) const ALPHABET: [char; 256] = alphabet();
-/// The bytes that the characters from U+0100 on stand for.
-const UNPRINTABLE: [u8; 68] = {
-    let mut bytes = [0; 68];
-    let mut byte = 0;
-    while byte < 256 {
-        if ALPHABET[byte] as usize >= 0x100 {
-            bytes[ALPHABET[byte] as usize - 0x100] = byte as u8;
-        }
-        byte += 1;
-    }
-    bytes
-};
-
 const fn alphabet() -> [char; 256] {
     let mut chars = ['\0'; 256];
     let (mut byte, mut next) = (0, 0x100);
@@ -147,29 +148,35 @@ const fn alphabet() -> [char; 256] {
     chars
 }
 
-/// Appends the bytes that `text` stands for; false (nothing appended) when it is not in the alphabet.
-fn push_decoded(text: &[u8], out: &mut Vec<u8>) -> bool {
-    let start = out.len();
-    let mut rest = text;
-    loop {
-        let graphic = rest.iter().take_while(|byte| byte.is_ascii_graphic()).count();
-        out.extend_from_slice(&rest[..graphic]);
-        rest = &rest[graphic..];
-        let [first, others @ ..] = rest else { return true };
-        // The UTF-8 of [`ALPHABET`].
-        let byte = match (first, others) {
-            (0xC2, [second @ (0xA1..=0xAC | 0xAE..=0xBF), ..]) => *second,
-            (0xC3, [second @ 0x80..=0xBF, ..]) => *second | 0x40,
-            (0xC4, [second @ 0x80..=0xBF, ..]) => UNPRINTABLE[(*second - 0x80) as usize],
-            (0xC5, [second @ 0x80..=0x83, ..]) => UNPRINTABLE[(*second - 0x40) as usize],
-            _ => {
-                out.truncate(start);
-                return false;
-            }
-        };
-        out.push(byte);
-        rest = &rest[2..];
+/// The byte that each character stands for.
+const BYTES: [Option<u8>; 0x180] = {
+    let mut bytes = [None; 0x180];
+    let mut byte = 0;
+    while byte < 256 {
+        bytes[ALPHABET[byte] as usize] = Some(byte as u8);
+        byte += 1;
     }
+    bytes
+};
+
+/// Puts the bytes that `text` stands for at the start of `out`, and says how many they are, at most as many as it has
+/// itself; None when it is not in the alphabet.
+fn decode(text: &[u8], out: &mut [u8]) -> Option<usize> {
+    let (mut text, mut len) = (text.iter(), 0);
+    while let Some(first) = text.next() {
+        // UTF-8 up to U+017F.
+        let char = match first {
+            0..0x80 => usize::from(*first),
+            0xC2..=0xC5 => {
+                let second = text.next().filter(|second| matches!(second, 0x80..=0xBF))?;
+                usize::from(*first & 0x1F) << 6 | usize::from(*second & 0x3F)
+            }
+            _ => return None,
+        };
+        *out.get_mut(len)? = BYTES[char]?;
+        len += 1;
+    }
+    Some(len)
 }
 
 #[cfg(test)]
@@ -177,24 +184,27 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn decoded(text: &[u8]) -> Option<Vec<u8>> {
+        let mut out = vec![0; text.len()];
+        let len = decode(text, &mut out)?;
+        out.truncate(len);
+        Some(out)
+    }
+
     #[test]
     fn alphabet_goes_both_ways_and_is_gpt2s() {
         for byte in 0..=255u8 {
-            let mut out = vec![];
-            assert!(push_decoded(ALPHABET[byte as usize].to_string().as_bytes(), &mut out));
-            assert_eq!(out, [byte]);
+            assert_eq!(decoded(ALPHABET[byte as usize].to_string().as_bytes()), Some(vec![byte]));
         }
         assert_eq!((ALPHABET[b' ' as usize], ALPHABET[b'\n' as usize], ALPHABET[0xAD]), ('Ġ', 'Ċ', 'Ń'));
     }
 
     #[test]
     fn text_outside_the_alphabet_is_not_decoded() {
-        let mut out = b"x".to_vec();
         for text in ["a b", "Ġ中", "\u{144}"] {
-            assert!(!push_decoded(text.as_bytes(), &mut out), "{text}");
-            assert_eq!(out, b"x");
+            assert_eq!(decoded(text.as_bytes()), None, "{text}");
         }
-        assert!(!push_decoded(b"\xC4", &mut out));
+        assert_eq!(decoded(b"\xC4"), None);
     }
 
     proptest! {
@@ -207,9 +217,7 @@ mod tests {
             let text = &text[cut.min(text.len())..];
             let byte_of = |char| ALPHABET.iter().position(|known| *known == char).map(|byte| byte as u8);
             let expected = std::str::from_utf8(text).ok().and_then(|text| text.chars().map(byte_of).collect::<Option<Vec<u8>>>());
-            let mut out = vec![];
-            prop_assert_eq!(push_decoded(text, &mut out), expected.is_some());
-            prop_assert_eq!(out, expected.unwrap_or_default());
+            prop_assert_eq!(decoded(text), expected);
         }
     }
 }
