@@ -76,8 +76,8 @@ impl Bpe {
         symbols.clear();
         queue.clear();
         // Each merge takes one symbol away and makes two new pairs.
-        let pairs = run.len().saturating_mul(3);
-        let bytes = pairs.saturating_mul(size_of::<(u32, u32)>() + size_of::<Symbol>());
+        let pairs = 3 * run.len();
+        let bytes = run.len() * size_of::<Symbol>() + pairs * size_of::<Reverse<(u32, u32)>>();
         let no_memory = |_| Error::NoMemory { what: "merging", bytes };
         symbols.try_reserve(run.len()).map_err(no_memory)?;
         queue.try_reserve(pairs).map_err(no_memory)?;

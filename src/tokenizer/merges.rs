@@ -139,3 +139,54 @@ pub(super) fn makes(merge: &[u8], text: &[u8]) -> bool {
             text.strip_prefix(left) == Some(right)
         })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::vocab::TOKENS;
+    use super::*;
+    use crate::file::{Array, Metadata, Value};
+
+    /// The merges of these tokens; the last token is not mergeable.
+    fn merges(tokens: &[&[u8]], merges: &[&[u8]]) -> Result<Merges> {
+        let array = |texts: &[&[u8]]| Value::Array(Array::of_strings(texts.iter().copied()));
+        let metadata = Metadata::new(vec![(TOKENS.into(), array(tokens)), (MERGES.into(), array(merges))]).unwrap();
+        let tokens = metadata.strings(TOKENS).unwrap().unwrap();
+        let last = tokens.len() as u32 - 1;
+        let mergeable = |token: u32| token != last && tokens.get(token as usize).is_some_and(<[u8]>::is_ascii);
+        Merges::new(&Index::new(&tokens).unwrap(), &metadata.strings(MERGES).unwrap().unwrap(), mergeable)
+    }
+
+    #[test]
+    fn merges_are_found_by_their_tokens_with_their_place_in_the_file() {
+        let tokens: [&[u8]; 7] = [b"c", b"bc", b"a", b"abc", b"ab", b"b", b"cc"];
+        let merges = merges(&tokens, &[b"a b", b"c c", b"b c", b"a bc", b"ab c"]).unwrap();
+        let found = |left, right| merges.get(left, right).map(|merge| (merge.rank, merge.whole));
+        for left in 0..7 {
+            for right in 0..7 {
+                let expected = match (left, right) {
+                    (2, 5) => Some((0, 4)),
+                    (5, 0) => Some((2, 1)),
+                    (2, 1) => Some((3, 3)),
+                    (4, 0) => Some((4, 3)),
+                    _ => None, // c and c too: what they make is the last token.
+                };
+                assert_eq!(found(left, right), expected, "{left} {right}");
+            }
+        }
+        assert!(self::merges(&tokens, &[]).unwrap().get(2, 5).is_none());
+    }
+
+    #[test]
+    fn what_is_never_done_is_checked_as_well() {
+        let tokens: [&[u8]; 5] = [b"\xFF", b"\xFE", b"\xFF\xFE", b"c", b"cc"];
+        for (texts, expected) in [
+            ([b"c c", b"\xFF \xFE"], "[1] \"\u{FFFD} \u{FFFD}\" is not UTF-8"),
+            ([b"\xFE \xFF", b"c c"], "[0] \"\u{FFFD} \u{FFFD}\" is not UTF-8"),
+            ([b"c c", b"c c"], "[1] \"c c\" comes twice"),
+            ([b"c d", b"c c"], "[0] \"c d\" needs the token \"d\""),
+        ] {
+            let error = merges(&tokens, &texts.map(<[u8; 3]>::as_slice)).err().unwrap();
+            assert!(matches!(&error, Error::Format(text) if text.ends_with(expected)), "{error}");
+        }
+    }
+}
