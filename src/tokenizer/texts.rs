@@ -10,7 +10,7 @@ use std::hash::{BuildHasher, Hasher};
 
 /// Which token has a text. It holds 5 bytes for a token: the texts stay where they are, and every call is given them.
 ///
-/// The hash has a secret seed, so that no file can be made of texts that fall together.
+/// The hash is seeded anew in each process, so that no file can be made of texts that fall together.
 pub(super) struct Texts {
     tokens: HashTable<u32>,
     state: RandomState,
