@@ -11,7 +11,7 @@ use super::super::attention::attention;
 use super::super::lanes::{self, ATTENTION_TILE, SoftmaxState};
 use super::super::rows::{BLOCK, Block, PANEL, Rows, SUM};
 use super::super::{Kernels, tile};
-use super::elementwise;
+use super::{elementwise, prefetch_eighth};
 use crate::quant::Format;
 use std::arch::x86_64::*;
 
@@ -424,6 +424,9 @@ fn micro_q6_k<const M: usize, const H: usize>(tile: &[u8], x: Micro<'_, M>, half
             let place = (half + h) * 32;
             let mut scaled = [_mm256_setzero_ps(); M];
             for j in 0..8 {
+                if M == 1 && h == 0 {
+                    prefetch_eighth(block, j);
+                }
                 // Lane r: (scale of columns 0 to 15, scale of columns 16 to 31) of row r.
                 let scales = _mm256_cvtepi8_epi16(load_half(block, (192 + 2 * j) * tile::ROWS + place / 2));
                 let x = x.block(8 * b + j);

@@ -9,7 +9,7 @@ use super::super::attention::attention;
 use super::super::lanes::{self, ATTENTION_TILE, SoftmaxState};
 use super::super::rows::{BLOCK, Block, PANEL, Rows};
 use super::super::{Kernels, tile};
-use super::elementwise;
+use super::{elementwise, prefetch_eighth};
 use crate::quant::Format;
 use std::arch::x86_64::*;
 
@@ -364,6 +364,9 @@ fn micro_q6_k<const M: usize>(tile: &[u8], x: Micro<'_, M>, out: &mut Sums<M>) {
     for (b, block) in tile.chunks_exact(Format::Q6_K.block_bytes() * tile::ROWS).enumerate() {
         let mut scaled = [_mm512_setzero_ps(); M];
         for j in 0..8 {
+            if M == 1 {
+                prefetch_eighth(block, j);
+            }
             let codes = codes_6(block, j);
             // Lane r: (scale of columns 0 to 15, scale of columns 16 to 31) of row r.
             let scales = _mm512_cvtepi8_epi16(load_half(block, (192 + 2 * j) * tile::ROWS));
