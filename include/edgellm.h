@@ -179,6 +179,12 @@ typedef void (*edgellm_log_fn)(void *user, int32_t level, const char *target, co
 // EDGELLM_E_CANCELLED. It must not unwind or longjmp.
 typedef int32_t (*edgellm_progress_fn)(void *user, float done);
 
+// Called in each worker thread: when it starts, after its CPUs and scheduling are set (start = 1), and when it ends
+// (start = 0). `index` counts from 0, as in the threads' names "edgellm-w0", ... Workers start during edgellm_load and end
+// when the model and its sessions are freed, or when a load fails; each end follows a start. The thread has 256 KiB of
+// stack. It must not unwind or longjmp, nor call edgellm functions.
+typedef void (*edgellm_thread_fn)(void *user, uint32_t index, int32_t start);
+
 // What to load and how. Exactly one of `path` and `data` is set.
 typedef struct edgellm_load_params {
     // Set by edgellm_load_params_init.
@@ -191,7 +197,10 @@ typedef struct edgellm_load_params {
     const void *data;
     // In bytes.
     size_t data_len;
-    // Threads that compute a step, the caller's included; 0 = one per core that this process may use.
+    // Threads that compute a step, the caller's included, at most 1024. 1 = the caller's alone, no others are made.
+    // 0 = one per CPU of cpu_mask, or without a mask one per big core, in both cases as far as this process may use them.
+    // A core is big when it is at least half as fast as the fastest; its hyperthreads count once; a quota of the control
+    // group counts. More threads than cores work, and gain nothing.
     uint32_t n_threads;
     // How long an idle worker thread spins before it sleeps, in microseconds; 0 = it sleeps at once.
     uint32_t spin_us;
@@ -199,6 +208,22 @@ typedef struct edgellm_load_params {
     edgellm_progress_fn on_progress;
     // Handed to on_progress.
     void *on_progress_user;
+    // The CPUs that worker threads may run on: bit i % 64 of word i / 64 is CPU i. NULL = the big cores, when there are
+    // others and n_threads has a core for each; else any. A mask without a CPU that this process may use is E_ARG. The
+    // caller's own thread is left as it is in every respect: pin it, and schedule it, as you like.
+    const uint64_t *cpu_mask;
+    // How many words cpu_mask has; 0 with NULL.
+    size_t cpu_mask_words;
+    // How worker threads are scheduled, by the system's numbers (Linux: SCHED_OTHER 0, SCHED_FIFO 1, SCHED_RR 2,
+    // SCHED_BATCH 3, SCHED_IDLE 5); -1 = as the thread that loads. What the system does not allow fails the load with
+    // E_IO, what it does not have with E_ARG. A real-time worker that spins keeps others from its CPU for spin_us.
+    int32_t sched_policy;
+    // Within sched_policy, which must be set then; -1 = the policy's lowest.
+    int32_t sched_priority;
+    // May be NULL.
+    edgellm_thread_fn on_thread;
+    // Handed to on_thread. Valid until the last worker thread has ended.
+    void *on_thread_user;
 } edgellm_load_params;
 
 // Text that somebody else owns: `len` bytes at `ptr`, not NUL-terminated. How long it lives is said where it is given.

@@ -124,6 +124,11 @@ fn threads_program_runs() {
 }
 
 #[test]
+fn workers_are_where_and_how_they_are_asked_to_be_and_sleep_when_idle() {
+    run_everywhere("workers");
+}
+
+#[test]
 fn fork_program_runs() {
     run_everywhere("fork");
 }

@@ -7,7 +7,7 @@ use super::sized::{OutStruct, init, read, sized};
 use super::status::{EDGELLM_OK, Failure, edgellm_status};
 use super::types::edgellm_str;
 use crate::file::Value;
-use crate::model::Source;
+use crate::model::{OnThread, Schedule, Source};
 use crate::{Error, LoadOptions, Model, Result};
 use std::ffi::{OsStr, c_char, c_void};
 use std::os::unix::ffi::OsStrExt;
@@ -18,11 +18,19 @@ use std::sync::Arc;
 /// EDGELLM_E_CANCELLED. It must not unwind or longjmp.
 pub type edgellm_progress_fn = Option<unsafe extern "C" fn(user: *mut c_void, done: f32) -> i32>;
 
+/// Called in each worker thread: when it starts, after its CPUs and scheduling are set (start = 1), and when it ends
+/// (start = 0). `index` counts from 0, as in the threads' names "edgellm-w0", ... Workers start during edgellm_load and end
+/// when the model and its sessions are freed, or when a load fails; each end follows a start. The thread has 256 KiB of
+/// stack. It must not unwind or longjmp, nor call edgellm functions.
+pub type edgellm_thread_fn = Option<unsafe extern "C" fn(user: *mut c_void, index: u32, start: i32)>;
+
 /// Read the file into memory instead of mapping it.
 pub const EDGELLM_LOAD_NO_MMAP: u32 = 2;
 /// Weights dequantized to f32 and activations in f32: slow and large, for checking results.
 pub const EDGELLM_LOAD_EXACT: u32 = 256;
 
+/// As many CPUs as any machine has, and more.
+const CPU_MASK_WORDS_MAX: usize = 1024;
 const LOAD_FLAGS: u32 = EDGELLM_LOAD_NO_MMAP | EDGELLM_LOAD_EXACT;
 
 /// What to load and how. Exactly one of `path` and `data` is set.
@@ -39,7 +47,10 @@ pub struct edgellm_load_params {
     pub data: *const c_void,
     /// In bytes.
     pub data_len: usize,
-    /// Threads that compute a step, the caller's included; 0 = one per core that this process may use.
+    /// Threads that compute a step, the caller's included, at most 1024. 1 = the caller's alone, no others are made.
+    /// 0 = one per CPU of cpu_mask, or without a mask one per big core, in both cases as far as this process may use them.
+    /// A core is big when it is at least half as fast as the fastest; its hyperthreads count once; a quota of the control
+    /// group counts. More threads than cores work, and gain nothing.
     pub n_threads: u32,
     /// How long an idle worker thread spins before it sleeps, in microseconds; 0 = it sleeps at once.
     pub spin_us: u32,
@@ -47,6 +58,22 @@ pub struct edgellm_load_params {
     pub on_progress: edgellm_progress_fn,
     /// Handed to on_progress.
     pub on_progress_user: *mut c_void,
+    /// The CPUs that worker threads may run on: bit i % 64 of word i / 64 is CPU i. NULL = the big cores, when there are
+    /// others and n_threads has a core for each; else any. A mask without a CPU that this process may use is E_ARG. The
+    /// caller's own thread is left as it is in every respect: pin it, and schedule it, as you like.
+    pub cpu_mask: *const u64,
+    /// How many words cpu_mask has; 0 with NULL.
+    pub cpu_mask_words: usize,
+    /// How worker threads are scheduled, by the system's numbers (Linux: SCHED_OTHER 0, SCHED_FIFO 1, SCHED_RR 2,
+    /// SCHED_BATCH 3, SCHED_IDLE 5); -1 = as the thread that loads. What the system does not allow fails the load with
+    /// E_IO, what it does not have with E_ARG. A real-time worker that spins keeps others from its CPU for spin_us.
+    pub sched_policy: i32,
+    /// Within sched_policy, which must be set then; -1 = the policy's lowest.
+    pub sched_priority: i32,
+    /// May be NULL.
+    pub on_thread: edgellm_thread_fn,
+    /// Handed to on_thread. Valid until the last worker thread has ended.
+    pub on_thread_user: *mut c_void,
 }
 
 sized!(edgellm_load_params {
@@ -59,6 +86,12 @@ sized!(edgellm_load_params {
     spin_us: 100,
     on_progress: None,
     on_progress_user: std::ptr::null_mut(),
+    cpu_mask: std::ptr::null(),
+    cpu_mask_words: 0,
+    sched_policy: -1,
+    sched_priority: -1,
+    on_thread: None,
+    on_thread_user: std::ptr::null_mut(),
 });
 
 /// What a model is. Set struct_size to sizeof(edgellm_model_info) before the call.
@@ -171,12 +204,60 @@ unsafe fn load(params: &edgellm_load_params) -> Result<Arc<Model>> {
     let options = LoadOptions {
         threads: params.n_threads as usize,
         spin_us: params.spin_us,
+        // SAFETY: the caller's contract.
+        cpu_mask: unsafe { cpu_mask(params)? },
+        schedule: schedule(params)?,
+        on_thread: on_thread(params),
         mmap: params.flags & EDGELLM_LOAD_NO_MMAP == 0,
         exact: params.flags & EDGELLM_LOAD_EXACT != 0,
         progress: Some(&mut report),
         ..LoadOptions::default()
     };
     Model::load(source, options)
+}
+
+/// # Safety
+/// `params.cpu_mask` has as many words as it says, for as long as the result lives.
+unsafe fn cpu_mask(params: &edgellm_load_params) -> Result<Option<&[u64]>> {
+    let (mask, words) = (params.cpu_mask, params.cpu_mask_words);
+    if mask.is_null() && words == 0 {
+        return Ok(None);
+    }
+    if mask.is_null() || !mask.is_aligned() || words > CPU_MASK_WORDS_MAX {
+        let what = "cpu_mask is NULL or misaligned, or has too many words";
+        return Err(Error::argument(format!("load_params: {what} ({words}, at most {CPU_MASK_WORDS_MAX})")));
+    }
+    // SAFETY: checked above, readable by the contract.
+    Ok(Some(unsafe { std::slice::from_raw_parts(mask, words) }))
+}
+
+fn schedule(params: &edgellm_load_params) -> Result<Option<Schedule>> {
+    let (policy, priority) = (params.sched_policy, params.sched_priority);
+    if policy < -1 || priority < -1 {
+        let given = format!("sched_policy {policy}, sched_priority {priority}");
+        return Err(Error::argument(format!("load_params: {given}: -1 leaves them, less is nothing")));
+    }
+    match (policy, priority) {
+        (-1, -1) => Ok(None),
+        (-1, _) => Err(Error::argument("load_params: sched_priority without sched_policy")),
+        (policy, priority) => Ok(Some(Schedule { policy, priority: (priority >= 0).then_some(priority) })),
+    }
+}
+
+fn on_thread(params: &edgellm_load_params) -> Option<OnThread> {
+    /// The caller's pointer, for the caller's function alone.
+    struct User(*mut c_void);
+    // SAFETY: the header says in which threads it is handed to `on_thread`; nothing is done with it here.
+    unsafe impl Send for User {}
+    // SAFETY: as above.
+    unsafe impl Sync for User {}
+
+    let (call, user) = (params.on_thread?, User(params.on_thread_user));
+    Some(Arc::new(move |index, start| {
+        let User(user) = &user;
+        // SAFETY: the caller's function, with what the caller wants it to be called with, in the threads that it is for.
+        unsafe { call(*user, index as u32, i32::from(start)) }
+    }))
 }
 
 /// One more reference to a model: returns `m` itself, to be freed once more. NULL when `m` is not a model handle. Any

@@ -8,7 +8,8 @@ pub mod weights;
 use crate::backend::Backend;
 use crate::backend::cpu::{CpuBackend, Options};
 use crate::cpu::environment::FloatEnvironment;
-use crate::cpu::threads::ThreadPool;
+pub use crate::cpu::threads::{OnThread, Schedule};
+use crate::cpu::threads::{PoolOptions, ThreadPool, cores};
 pub use crate::file::Source;
 use crate::file::{Metadata, ModelFile};
 use crate::quant::Format;
@@ -20,10 +21,19 @@ use std::time::{Duration, Instant};
 
 /// How a model is loaded.
 pub struct LoadOptions<'a> {
-    /// Threads that compute, the caller's included; 0 = one per core this process may use.
+    /// Threads that compute, the caller's included: at most 1024. 1 = no other threads. 0 = one per CPU of `cpu_mask`, or
+    /// without one per big core, in both cases as far as this process may use them. (A core is big when it is at least half
+    /// as fast as the fastest one; its hyperthreads count once; a quota of the control group counts.)
     pub threads: usize,
-    /// How long an idle worker spins before it sleeps.
+    /// How long an idle worker spins before it sleeps; 0 = it sleeps at once.
     pub spin_us: u32,
+    /// The CPUs that worker threads may run on: bit `i % 64` of word `i / 64` is CPU `i`. None = the big cores, when there
+    /// are others and `threads` has a core for each; else any. The caller's own thread is left where it is.
+    pub cpu_mask: Option<&'a [u64]>,
+    /// How the system schedules worker threads; None = as the thread that loads.
+    pub schedule: Option<Schedule>,
+    /// Called in each worker thread when it starts, set up as asked, and when it ends.
+    pub on_thread: Option<OnThread>,
     /// Map the file (default) or read it.
     pub mmap: bool,
     /// Weights dequantized to f32, activations and KV cache in f32: slow and large, for checking.
@@ -36,12 +46,20 @@ pub struct LoadOptions<'a> {
 
 impl Default for LoadOptions<'_> {
     fn default() -> Self {
-        LoadOptions { threads: 0, spin_us: 100, mmap: true, exact: false, isa: None, progress: None }
+        LoadOptions {
+            threads: 0,
+            spin_us: 100,
+            cpu_mask: None,
+            schedule: None,
+            on_thread: None,
+            mmap: true,
+            exact: false,
+            isa: None,
+            progress: None,
+        }
     }
 }
 
-/// Most threads that a model may ask for.
-const THREADS_MAX: usize = 1024;
 /// Arrays of metadata longer than this (vocabularies) are not kept after the load.
 const ARRAY_KEPT_MAX: usize = 4096;
 
@@ -114,10 +132,9 @@ impl Model {
     pub fn load(source: Source<'_>, options: LoadOptions<'_>) -> Result<Arc<Model>> {
         let _environment = FloatEnvironment::enter();
         let start = Instant::now();
-        let LoadOptions { threads, spin_us, mmap, exact, isa, progress } = options;
-        if threads > THREADS_MAX {
-            return Err(Error::argument(format!("{threads} threads, at most {THREADS_MAX}")));
-        }
+        let LoadOptions { threads, spin_us, cpu_mask, schedule, on_thread, mmap, exact, isa, progress } = options;
+        let spin = Duration::from_micros(spin_us as u64);
+        let pool_options = PoolOptions { threads, spin, cpus: cpu_mask.map(cores::from_mask), schedule, on_thread };
         let forced = std::env::var("LIBEDGELLM_FORCE_ISA").ok();
         let kernels = cpu::select(isa.or(forced.as_deref()))?;
         let keep_file = mmap || matches!(source, Source::Bytes(_));
@@ -131,8 +148,7 @@ impl Model {
         let metadata = std::mem::take(&mut file.metadata);
         let file = Arc::new(file);
         let weights = weights::find(&file, &config)?;
-        let threads = if threads == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { threads };
-        let pool = ThreadPool::new(threads, Duration::from_micros(spin_us as u64))?;
+        let pool = ThreadPool::start(pool_options)?;
         let backend_options = Options { kernels, pool, exact, keep_file };
         let backend = CpuBackend::new(config.shape.clone(), weights, &file, backend_options, &mut |done| {
             progress.report(done).is_ok()

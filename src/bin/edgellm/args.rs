@@ -135,7 +135,7 @@ pub struct BenchArgs {
 pub struct LoadArgs {
     /// The GGUF file (of a split model: its first part)
     pub model: PathBuf,
-    /// Threads that compute; 0 = one per core this process may use
+    /// Threads that compute; 0 = one per big core this process may use
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
     /// Kernel table, such as x86_64-avx2 or scalar [default: the best this CPU has]
