@@ -183,7 +183,7 @@ fn programs_are_clean_under_valgrind() {
         return skip("valgrind is not installed");
     }
     // Not quiet.c, whose own malloc stands in valgrind's way, and not ftz.c: valgrind has no flush-to-zero.
-    for program in ["api", "misuse", "threads", "fork"] {
+    for program in ["api", "misuse", "threads", "workers", "fork"] {
         let path = compile(program, LANGUAGES[0], Link::Shared, &[]);
         let mut valgrind = Command::new("valgrind");
         // The child of a fork cannot free what is its parent's.
@@ -209,7 +209,7 @@ fn programs_are_clean_under_address_sanitizer() {
         return skip("the compiler has no AddressSanitizer");
     }
     // Not quiet.c, whose own malloc is in the way.
-    for program in ["api", "misuse", "threads", "fork", "ftz"] {
+    for program in ["api", "misuse", "threads", "workers", "fork", "ftz"] {
         let path = compile(program, LANGUAGES[0], Link::Shared, &flags);
         // Leaks are valgrind's; LeakSanitizer does not work where ptrace is not allowed.
         succeed(Command::new(&path).arg(model()).env("ASAN_OPTIONS", "detect_leaks=0"));
