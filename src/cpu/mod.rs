@@ -3,6 +3,8 @@
 //! `ALL` is the only list: `select` takes its first available entry, tests and benches walk it. All tables give the
 //! same bits, which `scalar.rs` defines; a faster table lists only the kernels that it improves.
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 #[cfg(target_arch = "x86_64")]
 mod attention;
 pub mod environment;
@@ -21,6 +23,12 @@ use rows::{Block, Rows};
 
 /// Best first. The last entry runs everywhere.
 static ALL: &[&Kernels] = &[
+    #[cfg(target_arch = "aarch64")]
+    &aarch64::i8mm::I8MM,
+    #[cfg(target_arch = "aarch64")]
+    &aarch64::dotprod::DOTPROD,
+    #[cfg(target_arch = "aarch64")]
+    &aarch64::neon::NEON,
     #[cfg(target_arch = "x86_64")]
     &x86_64::avx512::AVX512_VNNI,
     #[cfg(target_arch = "x86_64")]
