@@ -7,6 +7,8 @@
 mod aarch64;
 #[cfg(target_arch = "x86_64")]
 mod attention;
+#[cfg(all(test, unix))]
+mod check;
 pub mod environment;
 pub mod lanes;
 pub mod rows;
@@ -212,10 +214,10 @@ mod tests {
     use super::*;
 
     /// What to fill bytes with: random data misses saturation and sign corners.
-    const FILLS: [fn(u64) -> u8; 4] =
+    pub(super) const FILLS: [fn(u64) -> u8; 4] =
         [|r| (r >> 40) as u8, |_| 0x80, |_| 0x7F, |r| if r & 1 << 40 == 0 { 0x80 } else { 0xFF }];
 
-    fn random(state: &mut u64) -> u64 {
+    pub(super) fn random(state: &mut u64) -> u64 {
         *state ^= *state << 13;
         *state ^= *state >> 7;
         *state ^= *state << 17;
@@ -223,7 +225,7 @@ mod tests {
     }
 
     /// A tile with codes from `fill` and sane scales, so that sums are finite.
-    fn tile_of(format: Format, columns: usize, fill: fn(u64) -> u8, state: &mut u64) -> Vec<u8> {
+    pub(super) fn tile_of(format: Format, columns: usize, fill: fn(u64) -> u8, state: &mut u64) -> Vec<u8> {
         let blocks = columns / format.block_len();
         let mut half = || half::f16::from_f32((random(state) >> 40) as f32 / 1e7 - 0.5).to_le_bytes();
         let rows: Vec<u8> = (0..tile::ROWS)
@@ -275,7 +277,7 @@ mod tests {
         buffer
     }
 
-    const TILED: [Format; 11] = [
+    pub(super) const TILED: [Format; 11] = [
         Format::F32,
         Format::F16,
         Format::BF16,
