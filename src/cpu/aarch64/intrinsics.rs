@@ -33,6 +33,7 @@ intrinsics! {
     vdupq_n_s8(a: i8) -> int8x16_t;
     vdupq_n_u32(a: u32) -> uint32x4_t;
     vdupq_n_u8(a: u8) -> uint8x16_t;
+    vmulq_f32(a: float32x4_t, b: float32x4_t) -> float32x4_t;
     vfmaq_f32(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t;
     vfmaq_laneq_f32<N>(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t;
     vfmsq_f32(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t;

@@ -4,6 +4,8 @@
 //! 6-bit codes (4 · 63 · 127 = 32,004) and 2 of int8 (2 · 128 · 127 = 32,512); all 16 of a block's two sums of 4-bit
 //! codes (16 · 15 · 127 = 30,480). A lane takes one product from each register of codes.
 
+use super::super::attention::attention;
+use super::super::lanes::{self, ATTENTION_TILE, SoftmaxState};
 use super::super::rows::Rows;
 use super::super::scalar::SCALAR;
 use super::super::{Kernels, tile};
@@ -26,11 +28,31 @@ pub static NEON: Kernels = Kernels {
     gemm_q4_k: gemm::k::<Narrow<4>, 4>,
     gemm_q5_k: gemm::k::<Narrow<5>, 5>,
     gemm_q6_k: gemm::q6_k::<Narrow<6>>,
+    attend,
     f32_from_f16,
     f16_from_f32,
     // The elementwise functions are compiled for NEON already.
     ..SCALAR
 };
+
+attention! {
+    features: "neon", width: 4, queries: 4, score_vectors: 2, value_vectors: 4,
+    load: vld1q_f32, store: vst1q_f32, splat: vdupq_n_f32, zero: zero,
+    add: vaddq_f32, mul: vmulq_f32, fma: fma
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn zero() -> float32x4_t {
+    vdupq_n_f32(0.0)
+}
+
+/// `x * y + z`, in the order of arguments that the other instruction sets have.
+#[inline]
+#[target_feature(enable = "neon")]
+fn fma(x: float32x4_t, y: float32x4_t, z: float32x4_t) -> float32x4_t {
+    vfmaq_f32(z, x, y)
+}
 
 /// Columns 4V to 4V + 3 of an activation row, in every lane.
 #[inline(always)]
