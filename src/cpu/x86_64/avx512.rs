@@ -120,7 +120,7 @@ macro_rules! each_micro {
     (
         $t:ident, $micro:ident, [$($generic:tt),*], [$m:literal $(, $smaller:literal)*], $tile:ident, $x:ident, $out:ident
     ) => {
-        while $t + $m <= $x.count() {
+        while $x.count() - $t >= $m {
             let out = $out[$t * tile::ROWS..].as_chunks_mut().0.first_chunk_mut().expect("out is whole");
             $micro::<$($generic,)* $m>($tile, Micro::new(&$x, $t), out);
             $t += $m;
