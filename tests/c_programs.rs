@@ -1,11 +1,12 @@
 //! The C side from C: each program of `tests/capi` as C99 and as C++11, against the shared and the static library, then
-//! under valgrind and AddressSanitizer where they are installed.
+//! under valgrind and AddressSanitizer where they are installed. `common::cross` has what differs for another machine.
 #![cfg(target_os = "linux")]
 
 mod common;
 #[path = "capi/library.rs"]
 mod library;
 
+use common::cross;
 use library::{Library, succeed};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -43,7 +44,7 @@ fn model() -> &'static Path {
 
 /// A compiler command up to its sources.
 fn compiler(name: &str, language: &[&str]) -> Command {
-    let mut command = Command::new(name);
+    let mut command = cross::tool(name);
     command.args(language).args(WARNINGS).args(["-O1", "-g", "-D_GNU_SOURCE", "-pthread"]);
     command.arg("-I").arg(root().join("include")).arg("-I").arg(root().join("tests/capi"));
     command
@@ -79,13 +80,13 @@ fn compile(program: &str, (tag, name, language): (&str, &str, &[&str]), link: Li
 
 fn run_everywhere(program: &str) {
     for language in LANGUAGES {
-        if !installed(language.1) {
+        if !starts(cross::tool(language.1)) {
             skip(&format!("{program} in C++: {} is not installed", language.1));
             continue;
         }
         for link in [Link::Shared, Link::Static] {
             let path = compile(program, language, link, &[]);
-            let output = succeed(Command::new(&path).arg(model()));
+            let output = succeed(cross::program(&path).arg(model()));
             assert!(output.stdout.is_empty(), "{program} printed {}", String::from_utf8_lossy(&output.stdout));
             let said = String::from_utf8_lossy(&output.stderr);
             if said.starts_with("SKIPPED") {
@@ -104,8 +105,9 @@ fn skip(what: &str) {
     let _ = writeln!(std::io::stderr(), "SKIPPED: {what}");
 }
 
-fn installed(tool: &str) -> bool {
-    Command::new(tool).arg("--version").output().is_ok_and(|output| output.status.success())
+/// Whether the tool is installed.
+fn starts(mut tool: Command) -> bool {
+    tool.arg("--version").output().is_ok_and(|output| output.status.success())
 }
 
 #[test]
@@ -163,7 +165,7 @@ fn the_header_compiles_alone_and_its_structs_have_no_padding() {
     std::fs::write(&source, "#include \"edgellm.h\"\n#include \"edgellm.h\"\nint edgellm_test_unit;\n")
         .expect("a source");
     for (_, name, language) in languages {
-        if !installed(name) {
+        if !starts(cross::tool(name)) {
             skip(&format!("the header in C++: {name} is not installed"));
             continue;
         }
@@ -179,7 +181,10 @@ fn the_header_compiles_alone_and_its_structs_have_no_padding() {
 
 #[test]
 fn programs_are_clean_under_valgrind() {
-    if !installed("valgrind") {
+    if cross::emulated() {
+        return skip("valgrind does not run programs of another machine");
+    }
+    if !starts(Command::new("valgrind")) {
         return skip("valgrind is not installed");
     }
     // Not quiet.c, whose own malloc stands in valgrind's way, and not ftz.c: valgrind has no flush-to-zero.
@@ -201,18 +206,22 @@ fn programs_are_clean_under_address_sanitizer() {
     let probe = scratch().join(format!("asan-{}.c", std::process::id()));
     std::fs::write(&probe, "int main(void) { return 0; }\n").expect("a source");
     let out = probe.with_extension("out");
-    let mut compiler = Command::new("cc");
-    let works =
-        compiler.args(flags).arg(&probe).arg("-o").arg(&out).output().is_ok_and(|output| output.status.success());
+    let works = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
+    let compiled = works(cross::tool("cc").args(flags).arg(&probe).arg("-o").arg(&out));
+    let runs = compiled && works(&mut cross::program(&out));
     let _ = (std::fs::remove_file(probe), std::fs::remove_file(out));
-    if !works {
+    if !compiled {
         return skip("the compiler has no AddressSanitizer");
+    }
+    if !runs {
+        assert!(cross::emulated(), "a program with AddressSanitizer does not run");
+        return skip("AddressSanitizer does not run under this emulator");
     }
     // Not quiet.c, whose own malloc is in the way.
     for program in ["api", "misuse", "threads", "workers", "fork", "ftz"] {
         let path = compile(program, LANGUAGES[0], Link::Shared, &flags);
         // Leaks are valgrind's; LeakSanitizer does not work where ptrace is not allowed.
-        succeed(Command::new(&path).arg(model()).env("ASAN_OPTIONS", "detect_leaks=0"));
+        succeed(cross::program(&path).arg(model()).env("ASAN_OPTIONS", "detect_leaks=0"));
         let _ = std::fs::remove_file(path);
     }
 }

@@ -12,7 +12,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 fn command() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_edgellm"));
+    let mut command = common::cross::program(env!("CARGO_BIN_EXE_edgellm"));
     command.env_remove("LIBEDGELLM_LOG").stdin(Stdio::null());
     command
 }

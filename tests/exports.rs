@@ -1,14 +1,15 @@
 //! The shared library exports what the header declares, which is what `src/capi` defines, and nothing else.
 #![cfg(target_os = "linux")]
 
+mod common;
 #[path = "capi/library.rs"]
 mod library;
 
+use common::cross;
 use library::{Library, functions, succeed};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 fn declared() -> BTreeSet<String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("include/edgellm.h");
@@ -46,7 +47,7 @@ fn the_header_declares_exactly_the_exported_functions_and_each_is_guarded() {
 #[test]
 fn the_shared_library_exports_exactly_what_the_header_declares() {
     let library = Library::build();
-    let output = succeed(Command::new("nm").args(["-D", "--defined-only", "--format=posix"]).arg(&library.shared));
+    let output = succeed(cross::tool("nm").args(["-D", "--defined-only", "--format=posix"]).arg(&library.shared));
     let symbols = String::from_utf8(output.stdout).expect("symbols");
     let exported: BTreeSet<String> =
         symbols.lines().filter_map(|line| line.split(' ').next()).map(Into::into).collect();

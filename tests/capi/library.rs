@@ -1,6 +1,7 @@
-//! What the tests of the C side share: the library as C gets it, and the header's names.
+//! What the tests of the C side share: the library as C gets it, and the header's names. They have `mod common`, too.
 #![allow(dead_code)] // Each test program uses a part.
 
+use crate::common::cross;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -14,12 +15,16 @@ pub struct Library {
 impl Library {
     /// Builds them, in the target directory of this test; cargo does nothing when they are there.
     pub fn build() -> Library {
-        let tmp = Path::new(env!("CARGO_TARGET_TMPDIR"));
-        let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
-        let target = target.unwrap_or_else(|| tmp.parent().expect("a target directory").to_owned());
+        // Temporary files are in `folder/tmp`, or in `folder/TARGET/tmp` for `--target TARGET`.
+        let mut ancestors = Path::new(env!("CARGO_TARGET_TMPDIR")).ancestors().skip(1 + cross::target().iter().len());
+        let folder = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+        let folder = folder.unwrap_or_else(|| ancestors.next().expect("a target directory").to_owned());
         let mut cargo = Command::new(env!("CARGO"));
         cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--release", "--lib", "--message-format=json"]);
-        cargo.arg("--target-dir").arg(target).stderr(Stdio::inherit());
+        cargo.arg("--target-dir").arg(folder).stderr(Stdio::inherit());
+        if let Some(target) = cross::target() {
+            cargo.args(["--target", target]);
+        }
         if !cfg!(feature = "chat") {
             cargo.arg("--no-default-features");
         }

@@ -6,6 +6,7 @@
 //! ```
 #![allow(dead_code, unused_imports)] // Each test program uses a part.
 
+pub mod cross;
 mod model;
 mod weights;
 mod writer;
