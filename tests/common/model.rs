@@ -1,4 +1,5 @@
-//! Complete random models: every key and tensor that an architecture needs, tiny, the same for the same seed.
+//! Complete random models: every key and tensor that an architecture needs, tiny, the same bytes for the same seed on
+//! every machine. Of float arithmetic only what IEEE 754 rounds correctly is used, so no `powf` and no `sin`.
 
 use super::{GgufWriter, Rng, random_blocks, random_f32};
 use edgellm::quant::Format;
@@ -141,7 +142,7 @@ fn write_tensors(writer: &mut GgufWriter, spec: &ModelSpec) {
     let formats = &spec.formats;
     // One number for all: a row's dot product with a normalised vector is then about 1.
     let matrix = |writer: &mut GgufWriter, rng: &mut Rng, name: &str, format, columns: usize, rows: usize| {
-        let bytes = random_blocks(rng, format, columns * rows, (columns as f32).powf(-0.5));
+        let bytes = random_blocks(rng, format, columns * rows, 1.0 / (columns as f32).sqrt());
         writer.tensor(name, &[columns as u64, rows as u64], format, bytes);
     };
     let vector = |writer: &mut GgufWriter, rng: &mut Rng, name: &str, len: usize, low, high| {
@@ -149,7 +150,7 @@ fn write_tensors(writer: &mut GgufWriter, spec: &ModelSpec) {
     };
 
     let (hidden, query, key_value) = (spec.hidden, spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
-    let spread = if spec.tied { (hidden as f32).powf(-0.5) } else { 0.5 };
+    let spread = if spec.tied { 1.0 / (hidden as f32).sqrt() } else { 0.5 };
     let embedding = random_blocks(&mut rng, formats.embedding, hidden * spec.vocab, spread);
     writer.tensor("token_embd.weight", &[hidden as u64, spec.vocab as u64], formats.embedding, embedding);
     vector(writer, &mut rng, "output_norm.weight", hidden, 0.5, 1.5);
