@@ -29,10 +29,13 @@ fn main() {
     {
         return run_once(format, rows.parse().expect("rows"), columns.parse().expect("columns"));
     }
-    let wanted = |name: &str| arguments.is_empty() || arguments.iter().any(|argument| argument == name);
+    let tables: Vec<_> = match &arguments[..] {
+        [] => cpu::available().collect(),
+        names => names.iter().map(|name| cpu::select(Some(name)).unwrap_or_else(|error| panic!("{error}"))).collect(),
+    };
     let memory = vec![WEIGHT; MEMORY_BYTES];
     println!("memory: {:.1} GB/s read by one thread", best(5, || sum(&memory)) * MEMORY_BYTES as f64 / 1e9);
-    for kernels in cpu::available().filter(|kernels| wanted(kernels.name())) {
+    for kernels in tables {
         println!("\n{:<20} decode, GB/s of weights        prefill, GMAC/s", kernels.name());
         println!("{:<20} {:>8} {:>8} {:>16} {:>8}", "", "cached", "memory", "16 rows", "64 rows");
         for &format in Format::ALL.iter().filter(|&&format| tile::fields(format).is_some()) {
