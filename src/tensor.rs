@@ -2,16 +2,23 @@
 
 use crate::{Error, Result};
 use memmap2::MmapMut;
-use std::marker::PhantomData;
+use std::ptr::NonNull;
+use std::sync::Arc;
 
-/// A fixed number of zeroed `T`s in pages of their own (so aligned to 4 KiB), given back on drop.
+/// A fixed number of zeroed `T`s, aligned to 64 bytes at least, given back on drop.
 ///
 /// Pages come from the operating system when they are first touched: a large buffer costs nothing until it is used.
 pub struct Buffer<T: Plain> {
-    pages: Option<MmapMut>, // None when `len` is 0.
+    /// Where the elements are in `pages`, which are nobody else's there.
+    start: NonNull<T>,
     len: usize,
-    of: PhantomData<T>,
+    pages: Option<Arc<MmapMut>>, // None when `len` is 0.
 }
+
+// SAFETY: a buffer owns its elements, as a `Box<[T]>` does, and `Plain` types are `Send` and `Sync`.
+unsafe impl<T: Plain> Send for Buffer<T> {}
+// SAFETY: as above.
+unsafe impl<T: Plain> Sync for Buffer<T> {}
 
 /// Types for which every bit pattern, all zeros included, is a value.
 ///
@@ -34,30 +41,15 @@ unsafe impl Plain for i32 {}
 unsafe impl Plain for f32 {}
 
 impl<T: Plain> Buffer<T> {
-    /// `len` zeros. `what` names the buffer in the error.
+    /// `len` zeros in pages of their own. `what` names the buffer in the error.
     pub fn zeroed(what: &'static str, len: usize) -> Result<Self> {
-        Self::with_advice(what, len, false)
-    }
-
-    /// `len` zeros that will all be used: in huge pages where the kernel has them, for fewer page faults and TLB misses.
-    pub fn zeroed_huge(what: &'static str, len: usize) -> Result<Self> {
-        Self::with_advice(what, len, true)
-    }
-
-    fn with_advice(what: &'static str, len: usize, huge: bool) -> Result<Self> {
         let bytes = len.checked_mul(size_of::<T>()).ok_or(Error::NoMemory { what, bytes: usize::MAX })?;
-        let pages = match bytes {
-            0 => None,
-            _ => Some(MmapMut::map_anon(bytes).map_err(|_| Error::NoMemory { what, bytes })?),
-        };
-        #[cfg(not(target_os = "linux"))]
-        let _ = huge;
-        #[cfg(target_os = "linux")]
-        if huge {
-            // Advice: it may be refused.
-            let _ = pages.as_ref().map(|pages| pages.advise(memmap2::Advice::HugePage));
+        if bytes == 0 {
+            return Ok(Buffer { start: NonNull::dangling(), len, pages: None });
         }
-        Ok(Buffer { pages, len, of: PhantomData })
+        let mut pages = MmapMut::map_anon(bytes).map_err(|_| Error::NoMemory { what, bytes })?;
+        let start = NonNull::new(pages.as_mut_ptr().cast()).ok_or(Error::NoMemory { what, bytes })?;
+        Ok(Buffer { start, len, pages: Some(Arc::new(pages)) })
     }
 
     /// Memory held, in bytes.
@@ -69,20 +61,75 @@ impl<T: Plain> Buffer<T> {
 impl<T: Plain> std::ops::Deref for Buffer<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
-        match &self.pages {
-            None => &[],
-            // SAFETY: the pages hold `len` zeroed or written `T`s, page-aligned, and `Plain` makes every pattern valid.
-            Some(pages) => unsafe { std::slice::from_raw_parts(pages.as_ptr().cast(), self.len) },
-        }
+        // SAFETY: `start` has `len` zeroed or written `T`s that `pages` keeps alive; `Plain` makes every pattern valid.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }
 
 impl<T: Plain> std::ops::DerefMut for Buffer<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        match &mut self.pages {
-            None => &mut [],
-            // SAFETY: as in `deref`, and `&mut self` makes the borrow unique.
-            Some(pages) => unsafe { std::slice::from_raw_parts_mut(pages.as_mut_ptr().cast(), self.len) },
+        // SAFETY: as in `deref`, and `&mut self` makes the borrow unique, since no two buffers overlap.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+}
+
+/// Memory for many buffers that will all be used: in huge pages where the kernel has them, for fewer page faults and TLB
+/// misses, also where each buffer is smaller than such a page.
+pub struct Arena {
+    what: &'static str,
+    rest: Buffer<u8>,
+}
+
+impl Arena {
+    /// Room for buffers of these lengths in bytes, in any order.
+    pub fn new(what: &'static str, lens: impl Iterator<Item = usize>) -> Result<Self> {
+        let bytes = lens.map(Self::reserved).fold(0usize, usize::saturating_add);
+        let rest = Buffer::zeroed(what, bytes)?;
+        #[cfg(target_os = "linux")]
+        if let Some(pages) = &rest.pages {
+            // Advice: it may be refused.
+            let _ = pages.advise(memmap2::Advice::HugePage);
+        }
+        Ok(Arena { what, rest })
+    }
+
+    /// Buffers begin at cache lines.
+    fn reserved(len: usize) -> usize {
+        len.checked_next_multiple_of(64).unwrap_or(usize::MAX)
+    }
+
+    /// A buffer of so many bytes, zeroed; it keeps the arena's memory alive.
+    pub fn take(&mut self, len: usize) -> Result<Buffer<u8>> {
+        let bytes = Self::reserved(len);
+        if bytes > self.rest.len {
+            return Err(Error::NoMemory { what: self.what, bytes: len });
+        }
+        let taken = Buffer { start: self.rest.start, len, pages: self.rest.pages.clone() };
+        // SAFETY: at most one past the end, by the check above. What is left no longer overlaps what was taken.
+        self.rest.start = unsafe { self.rest.start.add(bytes) };
+        self.rest.len -= bytes;
+        Ok(taken)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_of_an_arena_are_apart_and_outlive_it() {
+        let lens = [1, 64, 65, 0, 5000];
+        let mut arena = Arena::new("test", lens.into_iter()).expect("memory");
+        let mut buffers = lens.map(|len| arena.take(len).expect("room"));
+        assert!(matches!(arena.take(1), Err(Error::NoMemory { what: "test", bytes: 1 })));
+        drop(arena);
+        for (i, buffer) in buffers.iter_mut().enumerate() {
+            assert!(buffer.iter().all(|byte| *byte == 0));
+            buffer.fill(i as u8 + 1);
+        }
+        for (i, (buffer, len)) in buffers.iter().zip(lens).enumerate() {
+            assert!(buffer.len() == len && buffer.iter().all(|byte| *byte == i as u8 + 1));
+            assert_eq!(buffer.as_ptr() as usize % 64, if len == 0 { buffer.as_ptr() as usize % 64 } else { 0 });
         }
     }
 }

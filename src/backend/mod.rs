@@ -68,6 +68,13 @@ pub struct LayerWeights<'a> {
     pub down: Linear<'a>,
 }
 
+impl<'a> LayerWeights<'a> {
+    /// The projections.
+    pub fn linears(&self) -> [&Linear<'a>; 7] {
+        [&self.q, &self.k, &self.v, &self.attn_output, &self.gate, &self.up, &self.down]
+    }
+}
+
 /// A model's weights as they lie in the file, checked against the shape.
 pub struct Weights<'a> {
     /// (vocab_len, hidden).

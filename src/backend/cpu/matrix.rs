@@ -6,7 +6,7 @@ use crate::cpu::threads::ThreadPool;
 use crate::cpu::{GEMM_ROWS_MAX, Kernels, tile};
 use crate::file::Tensor;
 use crate::quant::{self, Format};
-use crate::tensor::Buffer;
+use crate::tensor::{Arena, Buffer};
 use crate::{Error, Result};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -24,14 +24,24 @@ pub struct Matrix {
 pub type TileSums = [f32; GEMM_ROWS_MAX * tile::ROWS];
 
 impl Matrix {
-    /// The same values, exactly, in the kernels' layout. `exact`: as f32.
-    pub fn repack(linear: &Linear<'_>, exact: bool, pool: &ThreadPool) -> Result<Self> {
+    /// What the tiles of a tensor take, in bytes.
+    pub fn tiles_bytes(weight: &Tensor<'_>, exact: bool) -> usize {
+        let [columns, rows, ..] = weight.shape;
+        rows.div_ceil(tile::ROWS).saturating_mul(tile::tile_bytes(Self::format(weight, exact), columns))
+    }
+
+    fn format(weight: &Tensor<'_>, exact: bool) -> Format {
+        if exact { Format::F32 } else { tile::tiled_format(weight.format) }
+    }
+
+    /// The same values, exactly, in the kernels' layout, in memory of the arena. `exact`: as f32.
+    pub fn repack(linear: &Linear<'_>, exact: bool, pool: &ThreadPool, arena: &mut Arena) -> Result<Self> {
         let Tensor { format: source, shape: [columns, rows, ..], bytes, .. } = linear.weight;
-        let format = if exact { Format::F32 } else { tile::tiled_format(source) };
+        let format = Self::format(&linear.weight, exact);
         let row_bytes = columns / source.block_len() * source.block_bytes();
         let tile_bytes = tile::tile_bytes(format, columns);
         let count = rows.div_ceil(tile::ROWS);
-        let mut tiles = Buffer::zeroed_huge("weights", count * tile_bytes)?;
+        let mut tiles = arena.take(count * tile_bytes)?;
         let converted_bytes = if format == source { 0 } else { tile_bytes };
         let mut scratch = Buffer::zeroed("the conversion of weights", converted_bytes * pool.threads())?;
         let places = Disjoint::new(&mut tiles);

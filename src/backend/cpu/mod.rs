@@ -9,7 +9,7 @@ use super::{Backend, LayerWeights, Linear, Sequence, Shape, Weights};
 use crate::cpu::Kernels;
 use crate::cpu::threads::ThreadPool;
 use crate::file::{ModelFile, Tensor};
-use crate::tensor::Buffer;
+use crate::tensor::{Arena, Buffer};
 use crate::{Error, Result};
 use matrix::Matrix;
 use std::sync::Arc;
@@ -77,9 +77,12 @@ impl CpuBackend {
     ) -> Result<Self> {
         check_shape(&shape)?;
         let Options { kernels, pool, exact, keep_file } = options;
+        let linears = weights.layers.iter().flat_map(LayerWeights::linears).map(|linear| &linear.weight);
+        let matrices = linears.chain([weights.head.as_ref().unwrap_or(&weights.embedding)]);
+        let mut arena = Arena::new("weights", matrices.map(|weight| Matrix::tiles_bytes(weight, exact)))?;
         let mut done = 0;
         let mut repack = |linear: Linear<'_>| {
-            let matrix = Matrix::repack(&linear, exact, &pool)?;
+            let matrix = Matrix::repack(&linear, exact, &pool, &mut arena)?;
             file.release(&linear.weight);
             done += linear.weight.bytes.len();
             if progress(done) { Ok(matrix) } else { Err(Error::Cancelled) }
