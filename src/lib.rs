@@ -34,6 +34,7 @@ pub mod session;
 pub mod tensor;
 pub mod tokenizer;
 
+pub use backend::KvFormat;
 pub use error::{Error, Result};
 pub use model::{LoadOptions, Model, Source};
 pub use sampler::Sampling;

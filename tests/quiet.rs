@@ -33,7 +33,8 @@ fn steps_allocate_nothing() {
         let options = LoadOptions { threads, ..LoadOptions::default() };
         let model = Model::load(Source::Bytes(forever(random_model(&spec))), options).expect("a good model");
         let mut session =
-            Session::new(&model, &SessionOptions { context_len: 256, prefill_chunk: 16 }).expect("memory");
+            Session::new(&model, &SessionOptions { context_len: 256, prefill_chunk: 16, ..SessionOptions::default() })
+                .expect("memory");
         let greedy = Sampling { ignore_eos: true, ..Sampling::default() };
         let everything = Sampling {
             temperature: 0.9,

@@ -29,7 +29,7 @@ fn load(bytes: &'static [u8], isa: &str, threads: usize) -> Arc<Model> {
 }
 
 fn session(model: &Arc<Model>, prefill_chunk: usize) -> Session {
-    Session::new(model, &SessionOptions { context_len: 0, prefill_chunk }).expect("memory")
+    Session::new(model, &SessionOptions { prefill_chunk, ..SessionOptions::default() }).expect("memory")
 }
 
 /// FNV-1a, a word at a time, over the bits of the session's logits, going on from `hash`.

@@ -17,7 +17,7 @@ fn model() -> Arc<Model> {
 }
 
 fn session(model: &Arc<Model>, context_len: usize, prefill_chunk: usize) -> Session {
-    Session::new(model, &SessionOptions { context_len, prefill_chunk }).expect("memory")
+    Session::new(model, &SessionOptions { context_len, prefill_chunk, ..SessionOptions::default() }).expect("memory")
 }
 
 const PROMPT: [u32; 10] = [5, 17, 200, 3, 90, 44, 121, 9, 60, 31];
@@ -283,7 +283,7 @@ fn wrong_calls_are_refused_and_change_nothing() {
     assert_eq!(refusal(session.rewind(1)).0, "Argument");
     assert_eq!(refusal(session.set_sampling(&Sampling { top_p: f32::NAN, ..Sampling::default() })).0, "Argument");
     assert_eq!(session.tokens(), [0u32; 0]);
-    let too_long = SessionOptions { context_len: 513, prefill_chunk: 0 };
+    let too_long = SessionOptions { context_len: 513, ..SessionOptions::default() };
     assert_eq!(refusal(Session::new(&model, &too_long).map(|_| ())).0, "Argument");
 }
 

@@ -267,9 +267,177 @@ pub fn attend_end(state: SoftmaxState, accumulator: &[f32], out: &mut [f32]) {
     }
 }
 
+/// Values of a head that share a scale in an int8 KV cache. The last block of a head may be half as long.
+pub const KV_BLOCK: usize = 32;
+
+/// Multiplies a head with a matrix of ±1 whose rows are orthogonal (Hadamard's), and says by how much that makes a dot
+/// product of two such heads larger: a power of two.
+///
+/// What is large in few dimensions it spreads over all of them (QuaRot, Ashkboos et al., 2024). Of a head that is no power
+/// of two long, parts are multiplied.
+pub fn hadamard(head: &mut [f32]) -> f32 {
+    let len = 1 << head.len().trailing_zeros();
+    for part in head.chunks_exact_mut(len) {
+        let mut half = len / 2;
+        while half > 0 {
+            for pairs in part.chunks_exact_mut(2 * half) {
+                let (a, b) = pairs.split_at_mut(half);
+                for (a, b) in a.iter_mut().zip(b) {
+                    (*a, *b) = (*a + *b, *a - *b);
+                }
+            }
+            half /= 2;
+        }
+    }
+    len as f32
+}
+
+/// Quantizes a head to int8 in blocks of 32: scale = max|x| / 127 as bf16, rounded up so that no quant leaves
+/// -127..=127; quants rounded half to even.
+///
+/// A value that is not finite makes its block's scale NaN, so that it reaches the logits, where it is an error.
+pub fn quantize_kv(x: &[f32], quants: &mut [i8], scales: &mut [u16]) {
+    const ROUND: f32 = 12_582_912.0; // As in `quantize`.
+    for ((x, quants), scale) in x.chunks(KV_BLOCK).zip(quants.chunks_mut(KV_BLOCK)).zip(scales) {
+        let max = x.iter().fold(0.0f32, |max, x| if x.abs() > max { x.abs() } else { max });
+        let finite = x.iter().all(|x| x.is_finite());
+        // Below this the inverse would overflow; such a block is zero for every purpose.
+        let rounded = if max > 1e-30 { ((max / 127.0).to_bits() + 0xFFFF) >> 16 } else { 0 };
+        let inverse = if rounded > 0 { 1.0 / f32_from_bf16(rounded as u16) } else { 0.0 };
+        for (quant, x) in quants.iter_mut().zip(x) {
+            *quant = (x * inverse + ROUND).to_bits() as i8;
+        }
+        *scale = if finite { rounded as u16 } else { 0x7FC0 };
+    }
+}
+
+#[inline(always)]
+fn f32_from_bf16(bits: u16) -> f32 {
+    f32::from_bits((bits as u32) << 16)
+}
+
+/// A tile of keys as f32. `quants`, `out`: (head_dim, 32 positions); `scales`: (head_dim / 32, rounded up, 32).
+#[inline(always)]
+pub fn keys_from_i8(quants: &[i8], scales: &[u16], out: &mut [f32]) {
+    const BLOCK_LEN: usize = KV_BLOCK * ATTENTION_TILE;
+    let blocks = quants.chunks(BLOCK_LEN).zip(out.chunks_mut(BLOCK_LEN));
+    for ((quants, out), scales) in blocks.zip(scales.as_chunks::<ATTENTION_TILE>().0) {
+        let mut factors = [0.0; ATTENTION_TILE];
+        for j in 0..ATTENTION_TILE {
+            factors[j] = f32_from_bf16(scales[j]);
+        }
+        let rows = quants.as_chunks::<ATTENTION_TILE>().0.iter().zip(out.as_chunks_mut::<ATTENTION_TILE>().0);
+        for (quants, out) in rows {
+            for j in 0..ATTENTION_TILE {
+                out[j] = quants[j] as f32 * factors[j];
+            }
+        }
+    }
+}
+
+/// Values as f32. `quants`, `out`: (positions, head_dim); `scales`: (positions, head_dim / 32, rounded up).
+#[inline(always)]
+pub fn values_from_i8(quants: &[i8], scales: &[u16], head_dim: usize, out: &mut [f32]) {
+    const HALF: usize = KV_BLOCK / 2;
+    let rows = quants.chunks_exact(head_dim).zip(scales.chunks_exact(head_dim.div_ceil(KV_BLOCK)));
+    for ((quants, scales), out) in rows.zip(out.chunks_exact_mut(head_dim)) {
+        let halves = quants.as_chunks::<HALF>().0.iter().zip(out.as_chunks_mut::<HALF>().0);
+        for (i, (quants, out)) in halves.enumerate() {
+            let scale = f32_from_bf16(scales[i / 2]);
+            for l in 0..HALF {
+                out[l] = quants[l] as f32 * scale;
+            }
+        }
+    }
+}
+
+/// Adds to each key of a tile, (head_dim, 32), the same head rotated to that key's position. The cosines and sines of its
+/// angles: (pairs, 32); pairs as in `rope`.
+#[inline(always)]
+pub fn add_rotated(head: &[f32], cos: &[f32], sin: &[f32], adjacent: bool, keys: &mut [f32]) {
+    let rows = keys.as_chunks_mut::<ATTENTION_TILE>().0;
+    let (cos, sin) = (cos.as_chunks::<ATTENTION_TILE>().0, sin.as_chunks::<ATTENTION_TILE>().0);
+    let pairs = cos.len();
+    for (i, (cos, sin)) in cos.iter().zip(sin).enumerate() {
+        let (first, second) = if adjacent { (2 * i, 2 * i + 1) } else { (i, i + pairs) };
+        let (a, b) = (head[first], head[second]);
+        for j in 0..ATTENTION_TILE {
+            rows[first][j] = a.mul_add(cos[j], (-b).mul_add(sin[j], rows[first][j]));
+        }
+        for j in 0..ATTENTION_TILE {
+            rows[second][j] = a.mul_add(sin[j], b.mul_add(cos[j], rows[second][j]));
+        }
+    }
+    for (row, value) in rows.iter_mut().zip(head).skip(2 * pairs) {
+        for key in row {
+            *key += value;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A number in -1..1 for each i.
+    fn noise(i: usize) -> f32 {
+        ((i * 2_654_435_761) % 1000) as f32 / 500.0 - 1.0
+    }
+
+    #[test]
+    fn hadamard_keeps_dot_products_and_spreads_an_outlier() {
+        for head_dim in [16, 64, 80, 96, 128] {
+            let (mut a, mut b): (Vec<_>, Vec<_>) = (0..head_dim).map(|i| (noise(i), noise(i + 777))).unzip();
+            b[3] = 1000.0;
+            let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| *a as f64 * *b as f64).sum::<f64>();
+            let exact = dot(&a, &b);
+            let factor = hadamard(&mut a);
+            assert_eq!(hadamard(&mut b), factor);
+            let found = dot(&a, &b) / factor as f64;
+            assert!((found - exact).abs() <= 1e-4 * exact.abs(), "{head_dim}: {found} for {exact}");
+            let part = 1 << head_dim.trailing_zeros();
+            assert!(factor == part as f32 && b[..part].iter().all(|b| (b.abs() - 1000.0).abs() < part as f32));
+        }
+    }
+
+    #[test]
+    fn an_int8_head_is_within_half_a_step_of_the_head() {
+        let head_dim: usize = 80;
+        let blocks = head_dim.div_ceil(KV_BLOCK);
+        for size in [1e-25f32, 1.0, 3e30] {
+            let mut x: Vec<f32> = (0..head_dim).map(|i| noise(i) * size).collect();
+            (x[5], x[40], x[70]) = (size, -4.0 * size, 0.0);
+            let (mut quants, mut scales) = (vec![9; head_dim], vec![9; blocks]);
+            quantize_kv(&x, &mut quants, &mut scales);
+            assert!(quants[5] >= 126 && quants[40] <= -126, "{quants:?}");
+            let (mut values, mut keys) = (vec![9.0; head_dim], vec![9.0; head_dim * ATTENTION_TILE]);
+            values_from_i8(&quants, &scales, head_dim, &mut values);
+            let lanes = |x: &[i8]| x.iter().flat_map(|&x| [x; ATTENTION_TILE]).collect::<Vec<_>>();
+            let scale_lanes: Vec<u16> = scales.iter().flat_map(|&scale| [scale; ATTENTION_TILE]).collect();
+            keys_from_i8(&lanes(&quants), &scale_lanes, &mut keys);
+            for (i, x) in x.iter().enumerate() {
+                let step = f32_from_bf16(scales[i / KV_BLOCK]);
+                assert!((values[i] - x).abs() <= 0.5001 * step, "{i}: {} for {x}, step {step}", values[i]);
+                assert_eq!(keys[i * ATTENTION_TILE + 17].to_bits(), values[i].to_bits(), "{i}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_value_that_is_not_finite_poisons_its_block_of_an_int8_head() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut x = [1.0; 64];
+            x[40] = bad;
+            let (mut quants, mut scales, mut out) = ([0; 64], [0; 2], [0.0; 64]);
+            quantize_kv(&x, &mut quants, &mut scales);
+            values_from_i8(&quants, &scales, 64, &mut out);
+            assert!(out[..32].iter().all(|x| (x - 1.0).abs() < 0.01), "{out:?}");
+            assert!(out[32..].iter().all(|x| x.is_nan()), "{bad}: {out:?}");
+        }
+        let (mut quants, mut scales) = ([1; 32], [1; 1]);
+        quantize_kv(&[1e-38; 32], &mut quants, &mut scales);
+        assert_eq!((quants, scales), ([0; 32], [0; 1]));
+    }
 
     #[test]
     fn exp_is_within_two_ulp_of_the_true_value() {

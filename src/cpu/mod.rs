@@ -42,6 +42,7 @@ static ALL: &[&Kernels] = &[
 pub const GEMM_ROWS_MAX: usize = 64;
 
 type Gemm = unsafe fn(tile: &[u8], x: Rows<'_>, out: &mut [f32]);
+type AddRotated = unsafe fn(&[f32], &[f32], &[f32], bool, &mut [f32]);
 type Attend = unsafe fn(&[f32], &[f32], &[f32], f32, &mut [SoftmaxState], &mut [f32]);
 
 /// One function per hot operation, for one instruction set. `scalar.rs` has what each means.
@@ -69,6 +70,9 @@ pub struct Kernels {
     attend_end: unsafe fn(SoftmaxState, &[f32], &mut [f32]),
     f32_from_f16: unsafe fn(&[u16], &mut [f32]),
     f16_from_f32: unsafe fn(&[f32], &mut [u16]),
+    keys_from_i8: unsafe fn(&[i8], &[u16], &mut [f32]),
+    values_from_i8: unsafe fn(&[i8], &[u16], usize, &mut [f32]),
+    add_rotated: AddRotated,
 }
 
 /// The tables that run on this machine, best first.
@@ -205,6 +209,31 @@ impl Kernels {
         assert_eq!(x.len(), out.len());
         // SAFETY: as in `gemm`.
         unsafe { (self.f16_from_f32)(x, out) }
+    }
+
+    /// `lanes::keys_from_i8`.
+    pub fn keys_from_i8(&self, quants: &[i8], scales: &[u16], out: &mut [f32]) {
+        let head_dim = quants.len() / lanes::ATTENTION_TILE;
+        assert!(quants.len() % lanes::ATTENTION_TILE == 0 && quants.len() == out.len());
+        assert_eq!(scales.len(), head_dim.div_ceil(lanes::KV_BLOCK) * lanes::ATTENTION_TILE);
+        // SAFETY: as in `gemm`.
+        unsafe { (self.keys_from_i8)(quants, scales, out) }
+    }
+
+    /// `lanes::values_from_i8`.
+    pub fn values_from_i8(&self, quants: &[i8], scales: &[u16], head_dim: usize, out: &mut [f32]) {
+        assert!(head_dim > 0 && head_dim % 16 == 0 && quants.len() % head_dim == 0 && quants.len() == out.len());
+        assert_eq!(scales.len(), quants.len() / head_dim * head_dim.div_ceil(lanes::KV_BLOCK));
+        // SAFETY: as in `gemm`.
+        unsafe { (self.values_from_i8)(quants, scales, head_dim, out) }
+    }
+
+    /// `lanes::add_rotated`.
+    pub fn add_rotated(&self, head: &[f32], cos: &[f32], sin: &[f32], adjacent: bool, keys: &mut [f32]) {
+        assert_eq!(keys.len(), head.len() * lanes::ATTENTION_TILE);
+        assert!(cos.len() % lanes::ATTENTION_TILE == 0 && cos.len() == sin.len() && 2 * cos.len() <= keys.len());
+        // SAFETY: as in `gemm`.
+        unsafe { (self.add_rotated)(head, cos, sin, adjacent, keys) }
     }
 }
 
@@ -415,6 +444,24 @@ mod tests {
                     found
                 };
                 assert_eq!(run(kernels), run(&scalar::SCALAR), "{} {queries} {head_dim} {positions}", kernels.name);
+            }
+            for (head_dim, positions) in [(16usize, 1), (80, 7), (128, 32)] {
+                let blocks = head_dim.div_ceil(lanes::KV_BLOCK);
+                let quants: Vec<i8> = (0..head_dim * 32).map(|i| ((i * 2_654_435_761) >> 9) as i8).collect();
+                let (head, angles) = (values(head_dim), values(head_dim * 16));
+                let scales: Vec<u16> = values(blocks * 32).iter().map(|x| (x.to_bits() >> 16) as u16).collect();
+                let run = |kernels: &Kernels| {
+                    let mut out = vec![0.0; head_dim * (32 + positions)];
+                    let (keys, values) = out.split_at_mut(head_dim * 32);
+                    kernels.keys_from_i8(&quants, &scales, keys);
+                    let (quants, scales) = (&quants[..values.len()], &scales[..positions * blocks]);
+                    kernels.values_from_i8(quants, scales, head_dim, values);
+                    for adjacent in [false, true] {
+                        kernels.add_rotated(&head, &angles[..head_dim * 8], &angles[head_dim * 8..], adjacent, keys);
+                    }
+                    bits(&out)
+                };
+                assert_eq!(run(kernels), run(&scalar::SCALAR), "{} {head_dim} {positions}", kernels.name);
             }
         }
     }

@@ -37,6 +37,9 @@ pub static SCALAR: Kernels = Kernels {
     attend_end: lanes::attend_end,
     f32_from_f16,
     f16_from_f32,
+    keys_from_i8: lanes::keys_from_i8,
+    values_from_i8: lanes::values_from_i8,
+    add_rotated: lanes::add_rotated,
 };
 
 /// A block of 32 weights `scale * (code - zero) [+ minimum]`.

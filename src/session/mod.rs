@@ -5,7 +5,7 @@ mod text;
 
 pub use control::{Control, Stats};
 
-use crate::backend::Sequence;
+use crate::backend::{KvFormat, Sequence};
 use crate::cpu::environment::FloatEnvironment;
 use crate::model::forward::{self, Progress};
 use crate::sampler::Sampler;
@@ -22,6 +22,8 @@ pub struct SessionOptions {
     pub context_len: usize,
     /// Prompt tokens in one step; 0 = 512.
     pub prefill_chunk: usize,
+    /// What is kept of keys and values.
+    pub kv_format: KvFormat,
 }
 
 const CONTEXT_DEFAULT_MAX: usize = 4096;
@@ -138,7 +140,7 @@ impl Session {
         let mut tokens = Vec::new();
         let bytes = context_len * size_of::<u32>();
         tokens.try_reserve_exact(context_len).map_err(|_| Error::NoMemory { what: "a session's tokens", bytes })?;
-        let sequence = model.backend().new_sequence(context_len, prefill_chunk)?;
+        let sequence = model.backend().new_sequence(context_len, prefill_chunk, options.kv_format)?;
         Ok(Session {
             control: Arc::new(Control::new(model.info().load_ns, sequence.kv_bytes() as u64)),
             sequence,

@@ -240,6 +240,32 @@ static void stats(edgellm_model *model) {
     edgellm_session_free(s);
 }
 
+/* Generates with keys and values of this type; how much memory they take. */
+static uint64_t kv_bytes(edgellm_model *model, int32_t kv_type) {
+    edgellm_token prompt[128], out[MAX];
+    size_t n = tokens_of(model, TEXT, prompt, 128);
+    edgellm_session_params params;
+    edgellm_session *s = NULL;
+    edgellm_stats stats;
+    stats.struct_size = sizeof stats;
+    edgellm_session_params_init(&params);
+    CHECK(params.kv_type == EDGELLM_KV_AUTO);
+    params.n_ctx = 256;
+    params.kv_type = kv_type;
+    STATUS(EDGELLM_OK, edgellm_session_new(model, &params, &s));
+    greedy(s, MAX);
+    STATUS(EDGELLM_OK, edgellm_session_prompt(s, prompt, n, NULL));
+    CHECK(run(s, out, MAX) == MAX);
+    STATUS(EDGELLM_OK, edgellm_session_stats(s, &stats, 0));
+    edgellm_session_free(s);
+    return stats.kv_bytes;
+}
+
+static void kv_types(edgellm_model *model) {
+    uint64_t f16 = kv_bytes(model, EDGELLM_KV_F16), i8 = kv_bytes(model, EDGELLM_KV_I8);
+    CHECK(kv_bytes(model, EDGELLM_KV_AUTO) == f16 && i8 > f16 / 2 && i8 < f16 * 6 / 10);
+}
+
 /* A model of memory, read instead of mapped, exact, with one thread: each loads; the first is also bit-equal. */
 static void other_loads(edgellm_model *model, const char *path) {
     edgellm_token prompt[128], first[MAX], second[MAX];
@@ -270,6 +296,14 @@ static void other_loads(edgellm_model *model, const char *path) {
         params.spin_us = 0;
         STATUS(EDGELLM_OK, edgellm_load(&params, &other));
         s = session(other, 256, 0);
+        if (i == 2) {
+            edgellm_session_params i8;
+            edgellm_session *none = NULL;
+            edgellm_session_params_init(&i8);
+            i8.kv_type = EDGELLM_KV_I8;
+            REFUSED(EDGELLM_E_ARG, "exact", edgellm_session_new(other, &i8, &none));
+            CHECK(none == NULL);
+        }
         CHECK(edgellm_ref(other) == other);
         edgellm_free(other);
         edgellm_free(other); /* The session still has its own reference. */
@@ -335,6 +369,7 @@ int main(int argc, char **argv) {
     own_sampler(model);
     deadlines(model);
     stats(model);
+    kv_types(model);
     sampled(model);
     other_loads(model, argv[1]);
     edgellm_free(model);

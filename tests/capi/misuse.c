@@ -112,7 +112,7 @@ static void structs(const char *path) {
     REFUSED(ARG, "struct_size", edgellm_session_new(model, &newer.known, &other));
     newer.known.struct_size = sizeof newer;
     newer.added[1] = 1;
-    REFUSED(EDGELLM_E_UNSUPPORTED, "byte 20", edgellm_session_new(model, &newer.known, &other));
+    REFUSED(EDGELLM_E_UNSUPPORTED, "byte 24", edgellm_session_new(model, &newer.known, &other));
     CHECK(other == NULL);
     newer.added[1] = 0;
     newer.known.n_ctx = 64;
@@ -396,6 +396,11 @@ static void sessions(void) {
     params.n_ctx = 64;
     params.flags = 4;
     REFUSED(ARG, "0x4", edgellm_session_new(model, &params, &out));
+    params.flags = 0;
+    params.kv_type = 3;
+    REFUSED(ARG, "kv_type: 3", edgellm_session_new(model, &params, &out));
+    params.kv_type = -1;
+    REFUSED(ARG, "kv_type: -1", edgellm_session_new(model, &params, &out));
     CHECK(out == NULL);
 }
 

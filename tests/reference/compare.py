@@ -40,6 +40,7 @@ HERE = Path(__file__).parent
 WINDOW = 512
 CONTINUATION = 64
 ROWS = 32  # Rows of logits in f64 at a time.
+OURS = {"edgellm": {}, "edgellm-kv-i8": {"kv": "I8"}, "edgellm-exact": {"exact": True}}
 
 
 def plain_text():
@@ -256,7 +257,8 @@ def engines(names, path, threads):
             import edgellm  # Only here: llama.cpp's half needs no library of ours.
 
             sha = hashlib.sha256(edgellm.LIBRARY.read_bytes()).hexdigest()
-            yield name, lambda e=name: edgellm.Model(path, threads, exact=e == "edgellm-exact"), sha
+            options = OURS[name]
+            yield name, lambda options=options: edgellm.Model(path, threads, **options), sha
 
 
 def main():
@@ -265,7 +267,7 @@ def main():
     parser.add_argument("--tokens", type=int, default=6000, help="of plain text, rounded up to windows of 512")
     parser.add_argument("--exact-tokens", type=int, default=512, help="of each set for edgellm-exact, which is slow")
     parser.add_argument("--prompts", type=Path, default=HERE / "prompts.json")
-    parser.add_argument("--engines", default="llama.cpp,edgellm,edgellm-exact")
+    parser.add_argument("--engines", default="llama.cpp,edgellm,edgellm-exact", help="also: edgellm-kv-i8")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--json", type=Path)

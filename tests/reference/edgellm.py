@@ -103,9 +103,9 @@ class Library:
 
 
 class Model:
-    """A loaded model with one session. `exact`: f32 weights and activations."""
+    """A loaded model with one session. `exact`: f32 weights and activations; `kv`: which EDGELLM_KV_*."""
 
-    def __init__(self, path, threads, context=1024, exact=False):
+    def __init__(self, path, threads, context=1024, exact=False, kv="AUTO"):
         self.library = lib = Library()
         flags = lib.constants["LOAD_EXACT"] if exact else 0
         self._path = ctypes.create_string_buffer(str(path).encode())  # Lives as long as the pointer in `load`.
@@ -116,7 +116,7 @@ class Model:
         info = lib.new("model_info")
         lib.check(lib.c.edgellm_model_get_info(self.model, ctypes.byref(info)))
         self.vocab = info.n_vocab
-        session = lib.new("session_params", n_ctx=context)
+        session = lib.new("session_params", n_ctx=context, kv_type=lib.constants[f"KV_{kv}"])
         lib.check(lib.c.edgellm_session_new(self.model, ctypes.byref(session), ctypes.byref(self.session)))
 
     def tokenize(self, text, special=False):

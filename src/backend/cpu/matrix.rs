@@ -72,6 +72,11 @@ impl Matrix {
         self.tiles.bytes()
     }
 
+    /// (rows).
+    pub fn bias(&self) -> Option<&[f32]> {
+        self.bias.as_deref()
+    }
+
     /// Outputs.
     pub fn rows(&self) -> usize {
         self.rows

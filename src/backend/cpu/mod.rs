@@ -1,11 +1,12 @@
 //! The CPU backend: weights in tiles, stages as parallel regions over the thread pool.
 
 mod attention;
+mod key_bias;
 mod kv_cache;
 mod matrix;
 mod sequence;
 
-use super::{Backend, LayerWeights, Linear, Sequence, Shape, Weights};
+use super::{Backend, KvFormat, LayerWeights, Linear, Sequence, Shape, Weights};
 use crate::cpu::Kernels;
 use crate::cpu::threads::ThreadPool;
 use crate::file::{ModelFile, Tensor};
@@ -177,7 +178,7 @@ impl Backend for CpuBackend {
         layers + self.inner.head.bytes()
     }
 
-    fn new_sequence(&self, context_len: usize, batch: usize) -> Result<Box<dyn Sequence>> {
-        Ok(Box::new(sequence::CpuSequence::new(self.inner.clone(), context_len, batch)?))
+    fn new_sequence(&self, context_len: usize, batch: usize, format: KvFormat) -> Result<Box<dyn Sequence>> {
+        Ok(Box::new(sequence::CpuSequence::new(self.inner.clone(), context_len, batch, format)?))
     }
 }

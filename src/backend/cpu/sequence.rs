@@ -5,7 +5,7 @@ use super::attention;
 use super::kv_cache::{HEAD_DIM_MAX, KvCache};
 use super::matrix::{Disjoint, Matrix, TileSums, check_tokens, tiled_width};
 use super::{Embedding, Inner, Layer};
-use crate::backend::Sequence;
+use crate::backend::{KvFormat, Sequence};
 use crate::cpu::rows::{PANEL, Rows, RowsBuffer};
 use crate::cpu::{GEMM_ROWS_MAX, tile};
 use crate::tensor::Buffer;
@@ -35,7 +35,7 @@ pub struct CpuSequence {
 }
 
 impl CpuSequence {
-    pub fn new(inner: Arc<Inner>, context_len: usize, batch: usize) -> Result<Self> {
+    pub fn new(inner: Arc<Inner>, context_len: usize, batch: usize, kv_format: KvFormat) -> Result<Self> {
         let shape = &inner.shape;
         let attention = shape.query_heads * shape.head_dim;
         let kv_width = tiled_width(shape.kv_heads * shape.head_dim);
@@ -45,7 +45,7 @@ impl CpuSequence {
             batch,
             tokens: 0,
             position: 0,
-            cache: KvCache::new(shape.layers, shape.kv_heads, shape.head_dim, context_len, inner.exact)?,
+            cache: KvCache::new(&inner, context_len, kv_format)?,
             residual: Buffer::zeroed(scratch, batch * shape.hidden)?,
             normed: RowsBuffer::new(batch, shape.hidden)?,
             q: Buffer::zeroed(scratch, batch * attention)?,
@@ -266,10 +266,12 @@ impl CpuSequence {
                     unsafe { (q.range(t * q_width..(t + 1) * q_width), k.range(t * kv_width..(t + 1) * kv_width)) };
                 for head in q.chunks_exact_mut(head_dim) {
                     rotate(head, &weights.q_norm);
+                    cache.turn_query(head);
                 }
                 let v = v[t * kv_width..][..kv_width].chunks_exact(head_dim);
                 let heads = k.chunks_exact_mut(head_dim).zip(v).take(shape.kv_heads);
                 for (h, (k, v)) in heads.enumerate() {
+                    cache.before_rope(layer, h, k);
                     rotate(k, &weights.k_norm);
                     // SAFETY: as above.
                     unsafe { cache.write(kernels, layer, h, position + t, k, v) };

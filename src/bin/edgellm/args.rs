@@ -1,8 +1,8 @@
 //! The command line's grammar, and the option structs of the library made from it.
 
 use crate::failure::Failure;
-use clap::{Args, Parser, Subcommand};
-use edgellm::{LoadOptions, Model, Sampling, Source};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use edgellm::{KvFormat, LoadOptions, Model, Sampling, SessionOptions, Source};
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -122,6 +122,8 @@ pub struct BenchArgs {
     /// Tokens to decode after the first
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     pub gen_tokens: u32,
+    #[command(flatten)]
+    pub kv: KvArgs,
     /// Repeats
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub repeat: u32,
@@ -197,9 +199,42 @@ pub struct SamplingArgs {
     /// Tokens the session can hold, prompt and text together; 0 = the model's own, at most 4096
     #[arg(long = "ctx", value_name = "N", default_value_t = 0)]
     pub context_len: usize,
+    #[command(flatten)]
+    pub kv: KvArgs,
+}
+
+/// What a session keeps of past tokens.
+#[derive(Args)]
+pub struct KvArgs {
+    /// Keys and values as f16 or i8, which is half the memory and a little less exact [default: f16; with --exact: f32]
+    #[arg(long = "kv", value_name = "FORMAT", value_enum, hide_possible_values = true)]
+    format: Option<Kv>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Kv {
+    F16,
+    I8,
+}
+
+impl KvArgs {
+    /// The library's name of it.
+    pub fn format(&self) -> KvFormat {
+        match self.format {
+            None => KvFormat::Auto,
+            Some(Kv::F16) => KvFormat::F16,
+            Some(Kv::I8) => KvFormat::I8,
+        }
+    }
 }
 
 impl SamplingArgs {
+    /// How the session is made.
+    pub fn session(&self) -> SessionOptions {
+        let kv_format = self.kv.format();
+        SessionOptions { context_len: self.context_len, kv_format, ..SessionOptions::default() }
+    }
+
     /// The library's options; `temperature` is for when the command line has none.
     pub fn sampling(&self, temperature: f32) -> Sampling {
         Sampling {

@@ -39,7 +39,8 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
     let load_ms = ms(from.elapsed().as_secs_f64());
 
     let (prompt_len, gen_len) = (args.prompt_tokens as usize, args.gen_tokens as usize);
-    let options = SessionOptions { context_len: prompt_len + gen_len + 1, ..SessionOptions::default() };
+    let context_len = prompt_len + gen_len + 1;
+    let options = SessionOptions { context_len, kv_format: args.kv.format(), ..SessionOptions::default() };
     let mut session = Session::new(&model, &options)?;
     session.set_sampling(&Sampling { ignore_eos: true, ..Sampling::default() })?;
 

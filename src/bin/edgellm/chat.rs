@@ -4,7 +4,7 @@ use crate::args::ChatArgs;
 use crate::failure::Failure;
 use crate::generate::{chat_tokens, generate, message, tokenizer};
 use crate::interrupt;
-use edgellm::{Error, Finish, Session, SessionOptions};
+use edgellm::{Error, Finish, Session};
 use serde_json::Value;
 use std::io::{BufRead, IsTerminal, Read, Write};
 
@@ -16,7 +16,7 @@ const TEMPERATURE: f32 = 0.7;
 pub fn chat(args: &ChatArgs) -> Result<(), Failure> {
     let model = args.load.load()?;
     let tokenizer = tokenizer(&model)?;
-    let options = SessionOptions { context_len: args.sampling.context_len, ..SessionOptions::default() };
+    let options = args.sampling.session();
     let mut session = Session::new(&model, &options)?;
     session.set_sampling(&args.sampling.sampling(TEMPERATURE))?;
     interrupt::install(session.control())?;

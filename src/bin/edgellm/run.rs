@@ -3,7 +3,7 @@
 use crate::args::{PromptArgs, RunArgs};
 use crate::failure::Failure;
 use crate::generate::{chat_tokens, generate, message, tokenizer};
-use edgellm::{Session, SessionOptions};
+use edgellm::Session;
 use std::fs::File;
 use std::io::{Read, Write};
 
@@ -23,7 +23,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         tokenizer.encode(&prompt, true, true)?
     };
 
-    let options = SessionOptions { context_len: args.sampling.context_len, ..SessionOptions::default() };
+    let options = args.sampling.session();
     let mut session = Session::new(&model, &options)?;
     session.set_sampling(&args.sampling.sampling(0.0))?;
     session.prompt(&tokens)?;

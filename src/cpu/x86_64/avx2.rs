@@ -41,6 +41,9 @@ pub static AVX2: Kernels = Kernels {
     attend_end,
     f32_from_f16,
     f16_from_f32,
+    keys_from_i8,
+    values_from_i8,
+    add_rotated,
 };
 
 elementwise!("avx2,fma,f16c");

@@ -43,6 +43,9 @@ pub static AVX512_VNNI: Kernels = Kernels {
     attend_merge,
     attend_end,
     f32_from_f16,
+    keys_from_i8,
+    values_from_i8,
+    add_rotated,
     ..super::avx2::AVX2
 };
 

@@ -47,6 +47,18 @@ macro_rules! elementwise {
         fn attend_end(state: SoftmaxState, accumulator: &[f32], out: &mut [f32]) {
             lanes::attend_end(state, accumulator, out);
         }
+        #[target_feature(enable = $features)]
+        fn keys_from_i8(quants: &[i8], scales: &[u16], out: &mut [f32]) {
+            lanes::keys_from_i8(quants, scales, out);
+        }
+        #[target_feature(enable = $features)]
+        fn values_from_i8(quants: &[i8], scales: &[u16], head_dim: usize, out: &mut [f32]) {
+            lanes::values_from_i8(quants, scales, head_dim, out);
+        }
+        #[target_feature(enable = $features)]
+        fn add_rotated(head: &[f32], cos: &[f32], sin: &[f32], adjacent: bool, keys: &mut [f32]) {
+            lanes::add_rotated(head, cos, sin, adjacent, keys);
+        }
     };
 }
 use elementwise;
