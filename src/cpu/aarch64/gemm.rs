@@ -304,9 +304,9 @@ fn half_6<D: Dot, const M: usize, const HALF: usize>(
     x: [&[Block; M]; 4],
     integers: &mut [[int32x4_t; M]; 4],
 ) {
-    let [a, c] = nibbles(bytes(&block[(64 * h + 16 * HALF) * tile::ROWS..], q));
-    let [b, d] = nibbles(bytes(&block[(64 * h + 32 + 16 * HALF) * tile::ROWS..], q));
-    let high = bytes(&block[(128 + 32 * h + 16 * HALF) * tile::ROWS..], q);
+    let [a, c] = nibbles(bytes(&block[(96 * h + 32 + 16 * HALF) * tile::ROWS..], q));
+    let [b, d] = nibbles(bytes(&block[(96 * h + 64 + 16 * HALF) * tile::ROWS..], q));
+    let high = bytes(&block[(96 * h + 16 * HALF) * tile::ROWS..], q);
     let scales = &block[(192 + 8 * h) * tile::ROWS + 8 * q..];
     group_6::<D, M, HALF, 0>(a, &high, scales, x[0], &mut integers[0]);
     group_6::<D, M, HALF, 1>(b, &high, scales, x[1], &mut integers[1]);

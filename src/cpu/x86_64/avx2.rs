@@ -11,7 +11,7 @@ use super::super::attention::attention;
 use super::super::lanes::{self, ATTENTION_TILE, SoftmaxState};
 use super::super::rows::{BLOCK, Block, PANEL, Rows, SUM};
 use super::super::{Kernels, tile};
-use super::{elementwise, prefetch_eighth};
+use super::elementwise;
 use crate::quant::Format;
 use std::arch::x86_64::*;
 
@@ -427,9 +427,6 @@ fn micro_q6_k<const M: usize, const H: usize>(tile: &[u8], x: Micro<'_, M>, half
             let place = (half + h) * 32;
             let mut scaled = [_mm256_setzero_ps(); M];
             for j in 0..8 {
-                if M == 1 && h == 0 {
-                    prefetch_eighth(block, j);
-                }
                 // Lane r: (scale of columns 0 to 15, scale of columns 16 to 31) of row r.
                 let scales = _mm256_cvtepi8_epi16(load_half(block, (192 + 2 * j) * tile::ROWS + place / 2));
                 let x = x.block(8 * b + j);
@@ -466,9 +463,9 @@ fn dot_6<const M: usize>(block: &[u8], j: usize, place: usize, scales: __m256i, 
         let scale = if two < 2 { first } else { second };
         let mut pairs = [_mm256_setzero_si256(); M];
         for v in 2 * two..2 * two + 2 {
-            let low = load(block, (16 * h + 8 * (g % 2) + v) * 64 + place);
+            let low = load(block, (24 * h + 8 + 8 * (g % 2) + v) * 64 + place);
             let low = _mm256_and_si256(_mm256_srl_epi16(low, low_shift), mask);
-            let high = load(block, (32 + 8 * h + v) * 64 + place);
+            let high = load(block, (24 * h + v) * 64 + place);
             let high = _mm256_and_si256(_mm256_srl_epi16(high, high_shift), three);
             let codes = _mm256_or_si256(low, _mm256_slli_epi16(high, 4));
             for m in 0..M {

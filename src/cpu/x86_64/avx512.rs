@@ -9,7 +9,7 @@ use super::super::attention::attention;
 use super::super::lanes::{self, ATTENTION_TILE, SoftmaxState};
 use super::super::rows::{BLOCK, Block, PANEL, Rows};
 use super::super::{Kernels, tile};
-use super::{elementwise, prefetch_eighth};
+use super::elementwise;
 use crate::quant::Format;
 use std::arch::x86_64::*;
 
@@ -357,7 +357,69 @@ fn select_or(x: __m512i, mask: __m512i, y: __m512i) -> __m512i {
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn gemm_q6_k(tile: &[u8], x: Rows<'_>, out: &mut [f32]) {
     let mut t = 0;
-    each_micro!(t, micro_q6_k, [], [16, 8, 4, 2, 1], tile, x, out);
+    each_micro!(t, micro_q6_k, [], [16, 8, 4, 2], tile, x, out);
+    if t < x.count() {
+        let out = out[t * tile::ROWS..].as_chunks_mut().0.first_chunk_mut().expect("out is whole");
+        gemv_q6_k(tile, Micro::new(&x, t), out);
+    }
+}
+
+/// One activation row: each byte is loaded once, one after the other, since the bits of a byte are those of several groups
+/// of columns. The CPU's prefetching does not see through loads that come back.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn gemv_q6_k(tile: &[u8], x: Micro<'_, 1>, out: &mut Sums<1>) {
+    let mut sum = _mm512_setzero_ps();
+    for (b, block) in tile.chunks_exact(Format::Q6_K.block_bytes() * tile::ROWS).enumerate() {
+        let scales = &block[192 * tile::ROWS..];
+        let scaled = half_q6_k(&block[..1536], scales, x, 8 * b, _mm512_setzero_ps());
+        let scaled = half_q6_k(&block[1536..], &scales[8 * tile::ROWS..], x, 8 * b + 4, scaled);
+        sum = _mm512_fmadd_ps(load_f16(block, 208 * tile::ROWS), scaled, sum);
+    }
+    store(out, [sum]);
+}
+
+/// `scaled` plus the four groups of 32 columns of half a Q6_K block, the first of which is block `first` of the activations.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn half_q6_k(half: &[u8], scales: &[u8], x: Micro<'_, 1>, first: usize, mut scaled: __m512) -> __m512 {
+    let (four, two) = (_mm512_set1_epi8(0x0F), _mm512_set1_epi8(0x30));
+    let x = [x.block(first), x.block(first + 1), x.block(first + 2), x.block(first + 3)].map(|[x]| x);
+    let mut highs = [four; 8];
+    for v in 0..8 {
+        highs[v] = load(half, v * 64);
+    }
+    let mut sums = [[_mm512_setzero_si512(); 2]; 4]; // Of 16 columns each.
+    for a in 0..2 {
+        // Rotating a lane moves the two bits of each of its bytes to bits 4 and 5.
+        let rotations = [_mm512_set1_epi32(4 - 2 * a as i32), _mm512_set1_epi32(32 - 2 * a as i32)];
+        for v in 0..8 {
+            let low = load(half, (8 + 8 * a + v) * 64);
+            let lows = [_mm512_and_si512(low, four), _mm512_and_si512(_mm512_srli_epi16::<4>(low), four)];
+            for side in 0..2 {
+                let g = a + 2 * side;
+                let codes = select_or(_mm512_rolv_epi32(highs[v], rotations[side]), two, lows[side]);
+                sums[g][v / 4] = _mm512_dpbusd_epi32(sums[g][v / 4], codes, broadcast(x[g], v));
+            }
+        }
+    }
+    for g in 0..4 {
+        let scales = _mm512_cvtepi8_epi16(load_half(scales, 2 * g * tile::ROWS));
+        let integer = scaled_6(scales, sums[g], x[g]);
+        scaled = _mm512_fmadd_ps(integer, _mm512_set1_ps(x[g].scale), scaled);
+    }
+    scaled
+}
+
+/// Σ scale · (sum - 32 · Σ quant) of two sub-blocks of 16 columns, whose scales are the halves of each lane, as f32.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn scaled_6(scales: __m512i, sums: [__m512i; 2], x: &Block) -> __m512 {
+    let first = _mm512_srai_epi32::<16>(_mm512_slli_epi32::<16>(scales));
+    let second = _mm512_srai_epi32::<16>(scales);
+    let pair = (x.sums[0] as u16 as i32) | (x.sums[1] as i32) << 16;
+    let zero = _mm512_slli_epi32::<5>(_mm512_madd_epi16(scales, _mm512_set1_epi32(pair)));
+    let right = _mm512_sub_epi32(_mm512_mullo_epi32(sums[1], second), zero);
+    _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_mullo_epi32(sums[0], first), right))
 }
 
 #[inline]
@@ -367,25 +429,16 @@ fn micro_q6_k<const M: usize>(tile: &[u8], x: Micro<'_, M>, out: &mut Sums<M>) {
     for (b, block) in tile.chunks_exact(Format::Q6_K.block_bytes() * tile::ROWS).enumerate() {
         let mut scaled = [_mm512_setzero_ps(); M];
         for j in 0..8 {
-            if M == 1 {
-                prefetch_eighth(block, j);
-            }
             let codes = codes_6(block, j);
             // Lane r: (scale of columns 0 to 15, scale of columns 16 to 31) of row r.
             let scales = _mm512_cvtepi8_epi16(load_half(block, (192 + 2 * j) * tile::ROWS));
-            let first = _mm512_srai_epi32::<16>(_mm512_slli_epi32::<16>(scales));
-            let second = _mm512_srai_epi32::<16>(scales);
             let x = x.block(8 * b + j);
             let zeros = [_mm512_setzero_si512(); M];
             let [a, b, c, d, e, f, g, h] = codes;
             let left = dot(&[a, b, c, d], x, 0, zeros);
             let right = dot(&[e, f, g, h], x, 4, zeros);
             for m in 0..M {
-                let sums16 = (x[m].sums[0] as u16 as i32) | (x[m].sums[1] as i32) << 16;
-                let zero = _mm512_slli_epi32::<5>(_mm512_madd_epi16(scales, _mm512_set1_epi32(sums16)));
-                let right = _mm512_sub_epi32(_mm512_mullo_epi32(right[m], second), zero);
-                let integer = _mm512_add_epi32(_mm512_mullo_epi32(left[m], first), right);
-                let integer = _mm512_cvtepi32_ps(integer);
+                let integer = scaled_6(scales, [left[m], right[m]], &x[m]);
                 scaled[m] = _mm512_fmadd_ps(integer, _mm512_set1_ps(x[m].scale), scaled[m]);
             }
         }
@@ -406,7 +459,7 @@ fn codes_6(block: &[u8], j: usize) -> [__m512i; 8] {
     // Rotating a lane moves bits 2g and 2g + 1 of each of its bytes to bits 4 and 5.
     let rotation = _mm512_set1_epi32(2 * g as i32 + 28);
     let mut codes = [rotation; 8];
-    let (lows, highs) = (&block[(16 * h + 8 * (g % 2)) * 64..][..512], &block[(32 + 8 * h) * 64..][..512]);
+    let (lows, highs) = (&block[(24 * h + 8 + 8 * (g % 2)) * 64..][..512], &block[24 * h * 64..][..512]);
     for v in 0..8 {
         let low = _mm512_and_si512(_mm512_srl_epi16(load(lows, v * 64), half), _mm512_set1_epi8(15));
         let high = _mm512_rorv_epi32(load(highs, v * 64), rotation);

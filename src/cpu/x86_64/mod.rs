@@ -3,19 +3,6 @@
 pub mod avx2;
 pub mod avx512;
 
-/// Asks for an eighth of the block two after this one. A Q6_K block is read in two streams, parts of it twice, and the
-/// CPU's own prefetching does not see through that: without this a GEMV from DRAM has a quarter of the speed.
-#[inline(always)]
-fn prefetch_eighth(block: &[u8], eighth: usize) {
-    const LINE: usize = 64;
-    let lines = block.len().div_ceil(8 * LINE);
-    for line in eighth * lines..(eighth + 1) * lines {
-        let address = block.as_ptr().wrapping_add(2 * block.len() + line * LINE);
-        // SAFETY: a prefetch reads nothing, wherever it points.
-        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast()) };
-    }
-}
-
 /// Defines the functions of `lanes` that are compiled for an instruction set.
 macro_rules! elementwise {
     ($features:literal) => {
