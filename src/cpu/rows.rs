@@ -168,3 +168,32 @@ impl<'a> Rows<'a> {
         }
     }
 }
+
+/// M rows of one panel: what one call of a micro-kernel multiplies.
+#[derive(Clone, Copy)]
+pub struct Micro<'a, const M: usize> {
+    /// The panel's blocks from the first of the rows on: block b of the rows is at `b * width`.
+    blocks: &'a [Block],
+    width: usize,
+    /// The rows: (M, columns).
+    pub values: [&'a [f32]; M],
+}
+
+impl<'a, const M: usize> Micro<'a, M> {
+    /// Rows `from..from + M`, which are in one panel.
+    #[inline(always)]
+    pub fn new(x: &Rows<'a>, from: usize) -> Self {
+        let first = from / PANEL * PANEL;
+        Micro {
+            blocks: &x.blocks[first * x.columns / BLOCK + from % PANEL..],
+            width: (x.count() - first).min(PANEL),
+            values: std::array::from_fn(|m| &x.values[(from + m) * x.columns..][..x.columns]),
+        }
+    }
+
+    /// Block b of each row.
+    #[inline(always)]
+    pub fn block(&self, b: usize) -> &'a [Block; M] {
+        self.blocks[b * self.width..].first_chunk().expect("a panel is whole")
+    }
+}

@@ -39,7 +39,7 @@ pub fn fields(format: Format) -> Option<&'static [Field]> {
         Format::Q4_K => const { &[field(0, 2, 2), field(2, 2, 2), field(4, 12, 4), field(16, 128, 4)] },
         Format::Q5_K => const { &[field(0, 2, 2), field(2, 2, 2), field(4, 12, 4), field(16, 160, 4)] },
         // Two high bits and four low bits of 128 columns, then of the other 128, in the order in which kernels need them:
-        // in the file's order a GEMV jumps between two places, and from memory runs at a quarter of the speed.
+        // in the file's order a GEMV jumps between two places, which the CPU's prefetching follows badly.
         Format::Q6_K => {
             const {
                 &[

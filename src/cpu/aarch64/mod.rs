@@ -10,12 +10,11 @@ pub mod i8mm;
 mod intrinsics;
 pub mod neon;
 
-use super::rows::{BLOCK, Block, PANEL, Rows};
+use super::rows::{Block, Micro};
 use super::tile;
 use intrinsics::*;
 use std::arch::aarch64::{vld1_u8, vld1q_s8, vld1q_s16, vld1q_u8, vst1q_f32};
 use std::arch::asm;
-use std::array::from_fn;
 use std::mem::offset_of;
 
 /// Quads of a tile.
@@ -43,33 +42,6 @@ trait Dot {
     fn add<const M: usize>(sums: &mut [Self::Sum; M], codes: &Codes, x: &[int8x16_t; M]);
     /// The sums, a row in each lane.
     fn end<const M: usize>(sums: [Self::Sum; M], starts: &[int32x4_t; M]) -> [int32x4_t; M];
-}
-
-/// The activation rows of one call of a micro-kernel: M rows of one panel.
-#[derive(Clone, Copy)]
-struct Micro<'a, const M: usize> {
-    /// The panel's blocks from the first of the rows on: block b of the rows is at `b * width`.
-    blocks: &'a [Block],
-    width: usize,
-    values: [&'a [f32]; M],
-}
-
-impl<'a, const M: usize> Micro<'a, M> {
-    #[inline(always)]
-    fn new(x: &Rows<'a>, from: usize) -> Self {
-        let first = from / PANEL * PANEL;
-        Micro {
-            blocks: &x.blocks[first * x.columns / BLOCK + from % PANEL..],
-            width: (x.count() - first).min(PANEL),
-            values: from_fn(|m| &x.values[(from + m) * x.columns..][..x.columns]),
-        }
-    }
-
-    /// Block b of each row.
-    #[inline(always)]
-    fn block(&self, b: usize) -> &'a [Block; M] {
-        self.blocks[b * self.width..].first_chunk().expect("a panel is whole")
-    }
 }
 
 /// Runs the micro-kernel over all activation rows: with each of the numbers of rows as often as it goes, leaving out those

@@ -9,7 +9,7 @@
 
 use super::super::attention::attention;
 use super::super::lanes::{self, ATTENTION_TILE, SoftmaxState};
-use super::super::rows::{BLOCK, Block, PANEL, Rows, SUM};
+use super::super::rows::{BLOCK, Block, Micro, Rows, SUM};
 use super::super::{Kernels, tile};
 use super::elementwise;
 use crate::quant::Format;
@@ -97,34 +97,6 @@ fn broadcast_sums(x: &Block) -> __m256i {
     _mm256_set1_epi32((first as u16 as i32) | (second as i32) << 16)
 }
 
-/// The activation rows of one call of a micro-kernel: M rows of one panel.
-#[derive(Clone, Copy)]
-struct Micro<'a, const M: usize> {
-    /// The panel's blocks from the first of the rows on: block b of the rows is at `b * width`.
-    blocks: &'a [Block],
-    width: usize,
-    values: [&'a [f32]; M],
-}
-
-impl<'a, const M: usize> Micro<'a, M> {
-    #[inline(always)]
-    fn new(x: &Rows<'a>, from: usize) -> Self {
-        let first = from / PANEL * PANEL;
-        Micro {
-            blocks: &x.blocks[first * x.columns / BLOCK + from % PANEL..],
-            width: (x.count() - first).min(PANEL),
-            values: std::array::from_fn(|m| &x.values[(from + m) * x.columns..][..x.columns]),
-        }
-    }
-
-    /// Block b of each row.
-    #[inline(always)]
-    fn block(&self, b: usize) -> [&'a Block; M] {
-        let blocks: &[Block; M] = self.blocks[b * self.width..].first_chunk().expect("a panel is whole");
-        blocks.each_ref()
-    }
-}
-
 /// Runs `$micro::<…, M, H>(tile, micro rows, half, out of those rows)` over all activation rows, as many at a time as pay.
 macro_rules! each_micro {
     ($micro:ident, [$($generic:tt),*], $many:literal, $tile:expr, $x:expr, $out:expr) => {{
@@ -196,7 +168,7 @@ fn micro_simple<const BITS: usize, const MINIMUM: bool, const M: usize, const H:
     let block_bytes = codes + if BITS == 8 { 32 } else { 16 };
     let mut sums = [[_mm256_setzero_ps(); M]; H];
     for (b, block) in tile.chunks_exact(block_bytes * tile::ROWS).enumerate() {
-        let x = x.block(b);
+        let x = x.block(b).each_ref();
         for h in 0..H {
             let place = (half + h) * 32; // Of 8 rows in a unit of 4 bytes.
             let codes = &block[codes * tile::ROWS..];
@@ -348,7 +320,7 @@ fn micro_k<const BITS: usize, const M: usize, const H: usize>(
             let mut below = [_mm256_setzero_ps(); M];
             for pair in 0..4 {
                 let packed = &block[(codes + 32 * pair) * tile::ROWS..];
-                let x = [x.block(8 * b + 2 * pair), x.block(8 * b + 2 * pair + 1)];
+                let x = [x.block(8 * b + 2 * pair).each_ref(), x.block(8 * b + 2 * pair + 1).each_ref()];
                 let integers = dot_k::<BITS, M>(packed, &block[16 * tile::ROWS..], pair, place, x);
                 for (side, integers) in integers.iter().enumerate() {
                     let j = 2 * pair + side;
@@ -429,7 +401,7 @@ fn micro_q6_k<const M: usize, const H: usize>(tile: &[u8], x: Micro<'_, M>, half
             for j in 0..8 {
                 // Lane r: (scale of columns 0 to 15, scale of columns 16 to 31) of row r.
                 let scales = _mm256_cvtepi8_epi16(load_half(block, (192 + 2 * j) * tile::ROWS + place / 2));
-                let x = x.block(8 * b + j);
+                let x = x.block(8 * b + j).each_ref();
                 let integers = dot_6(block, j, place, scales, x);
                 for m in 0..M {
                     let zero = _mm256_slli_epi32(_mm256_madd_epi16(scales, broadcast_sums(x[m])), 5);

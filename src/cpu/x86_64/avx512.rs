@@ -7,7 +7,7 @@
 
 use super::super::attention::attention;
 use super::super::lanes::{self, ATTENTION_TILE, SoftmaxState};
-use super::super::rows::{BLOCK, Block, PANEL, Rows};
+use super::super::rows::{Block, Micro, Rows};
 use super::super::{Kernels, tile};
 use super::elementwise;
 use crate::quant::Format;
@@ -87,33 +87,6 @@ fn load_f16(bytes: &[u8], offset: usize) -> __m512 {
 fn broadcast(x: &Block, v: usize) -> __m512i {
     let four: &[i8; 4] = x.quants[4 * v..].first_chunk().expect("inside a block");
     _mm512_set1_epi32(i32::from_le_bytes(four.map(|quant| quant as u8)))
-}
-
-/// The M rows of a panel that one call of a micro-kernel multiplies.
-#[derive(Clone, Copy)]
-struct Micro<'a, const M: usize> {
-    /// The panel's blocks from the first of the rows on: block b of the rows is at `b * width`.
-    blocks: &'a [Block],
-    width: usize,
-    values: [&'a [f32]; M],
-}
-
-impl<'a, const M: usize> Micro<'a, M> {
-    #[inline(always)]
-    fn new(x: &Rows<'a>, from: usize) -> Self {
-        let first = from / PANEL * PANEL;
-        Micro {
-            blocks: &x.blocks[first * x.columns / BLOCK + from % PANEL..],
-            width: (x.count() - first).min(PANEL),
-            values: std::array::from_fn(|m| &x.values[(from + m) * x.columns..][..x.columns]),
-        }
-    }
-
-    /// Block b of each row.
-    #[inline(always)]
-    fn block(&self, b: usize) -> &'a [Block; M] {
-        self.blocks[b * self.width..].first_chunk().expect("a panel is whole")
-    }
 }
 
 /// Runs `$micro::<…, M>(tile, micro rows, out of those rows)` over the activation rows from `$t` on, as many at a time as
