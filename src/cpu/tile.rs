@@ -13,6 +13,7 @@ pub const ROWS: usize = 16;
 
 /// A field of a block: `bytes` bytes at `offset`, interleaved in units of `unit` bytes. In a tile the fields of the 16
 /// blocks are in the order of the list.
+#[derive(Clone, Copy)]
 pub struct Field {
     /// Where it is in the block of a file.
     pub offset: usize,
@@ -26,6 +27,27 @@ const fn field(offset: usize, bytes: usize, unit: usize) -> Field {
     Field { offset, bytes, unit }
 }
 
+/// Each half of 128 columns in the order of use: 4 bytes of high bits and the two times 4 bytes of low bits that go with
+/// them, 8 times, then the half's scales. In the file's order a GEMV would jump between three places, which the CPU's
+/// prefetching follows badly: it read memory at 60 % of the speed of this order.
+const Q6_K: [Field; 51] = {
+    let mut fields = [field(208, 2, 2); 51];
+    let mut i = 0;
+    while i < 50 {
+        let (half, v) = (i / 25, i % 25 / 3);
+        fields[i] = match i % 25 {
+            24 => field(192 + 8 * half, 8, 2),
+            place if place % 3 == 0 => field(128 + 32 * half + 4 * v, 4, 4),
+            place => field(64 * half + 32 * (place % 3 - 1) + 4 * v, 4, 4),
+        };
+        i += 1;
+    }
+    fields
+};
+/// Bytes of half a Q6_K block of 16 rows: lines of 64 bytes 3v to 3v + 2 are unit v of the high and of the low bits, then
+/// there are the scales.
+pub const Q6_K_HALF: usize = 104 * ROWS;
+
 /// How the blocks of a format are cut. None for formats that are stored as another one in tiles.
 pub fn fields(format: Format) -> Option<&'static [Field]> {
     Some(match format {
@@ -38,20 +60,7 @@ pub fn fields(format: Format) -> Option<&'static [Field]> {
         Format::Q5_1 => const { &[field(0, 2, 2), field(2, 2, 2), field(4, 4, 4), field(8, 16, 4)] },
         Format::Q4_K => const { &[field(0, 2, 2), field(2, 2, 2), field(4, 12, 4), field(16, 128, 4)] },
         Format::Q5_K => const { &[field(0, 2, 2), field(2, 2, 2), field(4, 12, 4), field(16, 160, 4)] },
-        // Two high bits and four low bits of 128 columns, then of the other 128, in the order in which kernels need them:
-        // in the file's order a GEMV jumps between two places, which the CPU's prefetching follows badly.
-        Format::Q6_K => {
-            const {
-                &[
-                    field(128, 32, 4),
-                    field(0, 64, 4),
-                    field(160, 32, 4),
-                    field(64, 64, 4),
-                    field(192, 16, 2),
-                    field(208, 2, 2),
-                ]
-            }
-        }
+        Format::Q6_K => &Q6_K,
         Format::Q2_K | Format::Q3_K => return None,
     })
 }

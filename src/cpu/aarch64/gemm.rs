@@ -304,10 +304,11 @@ fn half_6<D: Dot, const M: usize, const HALF: usize>(
     x: [&[Block; M]; 4],
     integers: &mut [[int32x4_t; M]; 4],
 ) {
-    let [a, c] = nibbles(bytes(&block[(96 * h + 32 + 16 * HALF) * tile::ROWS..], q));
-    let [b, d] = nibbles(bytes(&block[(96 * h + 64 + 16 * HALF) * tile::ROWS..], q));
-    let high = bytes(&block[(96 * h + 16 * HALF) * tile::ROWS..], q);
-    let scales = &block[(192 + 8 * h) * tile::ROWS + 8 * q..];
+    let lines = &block[h * tile::Q6_K_HALF..][..tile::Q6_K_HALF];
+    let line = |v: usize, part: usize| load(lines, (3 * (4 * HALF + v) + part) * 64 + 16 * q);
+    let part = |part: usize| [line(0, part), line(1, part), line(2, part), line(3, part)];
+    let (high, [a, c], [b, d]) = (part(0), nibbles(part(1)), nibbles(part(2)));
+    let scales = &lines[96 * tile::ROWS + 8 * q..];
     group_6::<D, M, HALF, 0>(a, &high, scales, x[0], &mut integers[0]);
     group_6::<D, M, HALF, 1>(b, &high, scales, x[1], &mut integers[1]);
     group_6::<D, M, HALF, 2>(c, &high, scales, x[2], &mut integers[2]);

@@ -400,7 +400,10 @@ fn micro_q6_k<const M: usize, const H: usize>(tile: &[u8], x: Micro<'_, M>, half
             let mut scaled = [_mm256_setzero_ps(); M];
             for j in 0..8 {
                 // Lane r: (scale of columns 0 to 15, scale of columns 16 to 31) of row r.
-                let scales = _mm256_cvtepi8_epi16(load_half(block, (192 + 2 * j) * tile::ROWS + place / 2));
+                let scales = _mm256_cvtepi8_epi16(load_half(
+                    block,
+                    j / 4 * tile::Q6_K_HALF + (96 + j % 4 * 2) * tile::ROWS + place / 2,
+                ));
                 let x = x.block(8 * b + j).each_ref();
                 let integers = dot_6(block, j, place, scales, x);
                 for m in 0..M {
@@ -423,6 +426,7 @@ fn micro_q6_k<const M: usize, const H: usize>(tile: &[u8], x: Micro<'_, M>, half
 #[target_feature(enable = "avx2")]
 fn dot_6<const M: usize>(block: &[u8], j: usize, place: usize, scales: __m256i, x: [&Block; M]) -> [__m256i; M] {
     let (h, g) = (j / 4, j % 4);
+    let lines = &block[h * tile::Q6_K_HALF..][..tile::Q6_K_HALF];
     let mask = _mm256_set1_epi8(15);
     let three = _mm256_set1_epi8(3);
     let low_shift = _mm_cvtsi32_si128(if g < 2 { 0 } else { 4 });
@@ -435,9 +439,9 @@ fn dot_6<const M: usize>(block: &[u8], j: usize, place: usize, scales: __m256i, 
         let scale = if two < 2 { first } else { second };
         let mut pairs = [_mm256_setzero_si256(); M];
         for v in 2 * two..2 * two + 2 {
-            let low = load(block, (24 * h + 8 + 8 * (g % 2) + v) * 64 + place);
+            let low = load(lines, (3 * v + 1 + g % 2) * 64 + place);
             let low = _mm256_and_si256(_mm256_srl_epi16(low, low_shift), mask);
-            let high = load(block, (24 * h + v) * 64 + place);
+            let high = load(lines, 3 * v * 64 + place);
             let high = _mm256_and_si256(_mm256_srl_epi16(high, high_shift), three);
             let codes = _mm256_or_si256(low, _mm256_slli_epi16(high, 4));
             for m in 0..M {

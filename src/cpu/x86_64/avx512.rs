@@ -343,9 +343,8 @@ fn gemm_q6_k(tile: &[u8], x: Rows<'_>, out: &mut [f32]) {
 fn gemv_q6_k(tile: &[u8], x: Micro<'_, 1>, out: &mut Sums<1>) {
     let mut sum = _mm512_setzero_ps();
     for (b, block) in tile.chunks_exact(Format::Q6_K.block_bytes() * tile::ROWS).enumerate() {
-        let scales = &block[192 * tile::ROWS..];
-        let scaled = half_q6_k(&block[..1536], scales, x, 8 * b, _mm512_setzero_ps());
-        let scaled = half_q6_k(&block[1536..], &scales[8 * tile::ROWS..], x, 8 * b + 4, scaled);
+        let scaled = half_q6_k(&block[..tile::Q6_K_HALF], x, 8 * b, _mm512_setzero_ps());
+        let scaled = half_q6_k(&block[tile::Q6_K_HALF..][..tile::Q6_K_HALF], x, 8 * b + 4, scaled);
         sum = _mm512_fmadd_ps(load_f16(block, 208 * tile::ROWS), scaled, sum);
     }
     store(out, [sum]);
@@ -354,29 +353,29 @@ fn gemv_q6_k(tile: &[u8], x: Micro<'_, 1>, out: &mut Sums<1>) {
 /// `scaled` plus the four groups of 32 columns of half a Q6_K block, the first of which is block `first` of the activations.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn half_q6_k(half: &[u8], scales: &[u8], x: Micro<'_, 1>, first: usize, mut scaled: __m512) -> __m512 {
+fn half_q6_k(half: &[u8], x: Micro<'_, 1>, first: usize, mut scaled: __m512) -> __m512 {
     let (four, two) = (_mm512_set1_epi8(0x0F), _mm512_set1_epi8(0x30));
     let x = [x.block(first), x.block(first + 1), x.block(first + 2), x.block(first + 3)].map(|[x]| x);
-    let mut highs = [four; 8];
-    for v in 0..8 {
-        highs[v] = load(half, v * 64);
-    }
     let mut sums = [[_mm512_setzero_si512(); 2]; 4]; // Of 16 columns each.
-    for a in 0..2 {
-        // Rotating a lane moves the two bits of each of its bytes to bits 4 and 5.
-        let rotations = [_mm512_set1_epi32(4 - 2 * a as i32), _mm512_set1_epi32(32 - 2 * a as i32)];
-        for v in 0..8 {
-            let low = load(half, (8 + 8 * a + v) * 64);
-            let lows = [_mm512_and_si512(low, four), _mm512_and_si512(_mm512_srli_epi16::<4>(low), four)];
-            for side in 0..2 {
-                let g = a + 2 * side;
-                let codes = select_or(_mm512_rolv_epi32(highs[v], rotations[side]), two, lows[side]);
-                sums[g][v / 4] = _mm512_dpbusd_epi32(sums[g][v / 4], codes, broadcast(x[g], v));
+    for side in 0..2 {
+        // 12 lines a loop: of more, the compiler changes the order.
+        let columns = &half[12 * side * 64..][..12 * 64];
+        for v in 0..4 {
+            let high = load(columns, 3 * v * 64);
+            for a in 0..2 {
+                let low = load(columns, (3 * v + 1 + a) * 64);
+                let lows = [_mm512_and_si512(low, four), _mm512_and_si512(_mm512_srli_epi16::<4>(low), four)];
+                for (g, low) in [(a, lows[0]), (a + 2, lows[1])] {
+                    // Rotating a lane moves bits 2g and 2g + 1 of each of its bytes to bits 4 and 5.
+                    let bits = _mm512_rorv_epi32(high, _mm512_set1_epi32(2 * g as i32 + 28));
+                    let codes = select_or(bits, two, low);
+                    sums[g][side] = _mm512_dpbusd_epi32(sums[g][side], codes, broadcast(x[g], 4 * side + v));
+                }
             }
         }
     }
     for g in 0..4 {
-        let scales = _mm512_cvtepi8_epi16(load_half(scales, 2 * g * tile::ROWS));
+        let scales = _mm512_cvtepi8_epi16(load_half(half, (96 + 2 * g) * tile::ROWS));
         let integer = scaled_6(scales, sums[g], x[g]);
         scaled = _mm512_fmadd_ps(integer, _mm512_set1_ps(x[g].scale), scaled);
     }
@@ -404,7 +403,8 @@ fn micro_q6_k<const M: usize>(tile: &[u8], x: Micro<'_, M>, out: &mut Sums<M>) {
         for j in 0..8 {
             let codes = codes_6(block, j);
             // Lane r: (scale of columns 0 to 15, scale of columns 16 to 31) of row r.
-            let scales = _mm512_cvtepi8_epi16(load_half(block, (192 + 2 * j) * tile::ROWS));
+            let scales =
+                _mm512_cvtepi8_epi16(load_half(block, j / 4 * tile::Q6_K_HALF + (96 + j % 4 * 2) * tile::ROWS));
             let x = x.block(8 * b + j);
             let zeros = [_mm512_setzero_si512(); M];
             let [a, b, c, d, e, f, g, h] = codes;
@@ -432,10 +432,11 @@ fn codes_6(block: &[u8], j: usize) -> [__m512i; 8] {
     // Rotating a lane moves bits 2g and 2g + 1 of each of its bytes to bits 4 and 5.
     let rotation = _mm512_set1_epi32(2 * g as i32 + 28);
     let mut codes = [rotation; 8];
-    let (lows, highs) = (&block[(24 * h + 8 + 8 * (g % 2)) * 64..][..512], &block[24 * h * 64..][..512]);
+    let lines = &block[h * tile::Q6_K_HALF..][..tile::Q6_K_HALF];
     for v in 0..8 {
-        let low = _mm512_and_si512(_mm512_srl_epi16(load(lows, v * 64), half), _mm512_set1_epi8(15));
-        let high = _mm512_rorv_epi32(load(highs, v * 64), rotation);
+        let low = load(lines, (3 * v + 1 + g % 2) * 64);
+        let low = _mm512_and_si512(_mm512_srl_epi16(low, half), _mm512_set1_epi8(15));
+        let high = _mm512_rorv_epi32(load(lines, 3 * v * 64), rotation);
         codes[v] = select_or(high, _mm512_set1_epi8(0x30), low);
     }
     codes
