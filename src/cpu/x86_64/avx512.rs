@@ -105,6 +105,21 @@ macro_rules! each_micro {
     };
 }
 
+/// Runs the body for each m below M (16 at most), written out, so that what the body indexes with m stays in registers.
+macro_rules! unrolled {
+    ($m:ident < $M:ident, $body:block) => {
+        unrolled!(@ $m, $M, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
+    (@ $m:ident, $M:ident, $body:block, $($i:literal)*) => {
+        $(
+            if $i < $M {
+                let $m = $i;
+                $body
+            }
+        )*
+    };
+}
+
 /// Sums of M activation rows, 16 each.
 type Sums<const M: usize> = [[f32; tile::ROWS]; M];
 
@@ -117,31 +132,15 @@ fn store<const M: usize>(out: &mut Sums<M>, sums: [__m512; M]) {
     }
 }
 
-/// `sums[m] + Σ code · quant` over the columns of these registers, the first of which holds columns `4 * from..`.
+/// `start + Σ code · quant` over a block, in two chains: in one, each product waits for the one before.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vnni")]
-fn dot<const M: usize, const N: usize>(
-    codes: &[__m512i; N],
-    x: &[Block; M],
-    from: usize,
-    mut sums: [__m512i; M],
-) -> [__m512i; M] {
-    if M == 1 {
-        // Two chains: one would wait for itself.
-        let mut other = _mm512_setzero_si512();
-        for v in 0..N / 2 {
-            sums[0] = _mm512_dpbusd_epi32(sums[0], codes[2 * v], broadcast(&x[0], from + 2 * v));
-            other = _mm512_dpbusd_epi32(other, codes[2 * v + 1], broadcast(&x[0], from + 2 * v + 1));
-        }
-        sums[0] = _mm512_add_epi32(sums[0], other);
-        return sums;
+fn dot(codes: &[__m512i; 8], x: &Block, start: __m512i) -> __m512i {
+    let mut sums = [start, _mm512_setzero_si512()];
+    for v in 0..8 {
+        sums[v % 2] = _mm512_dpbusd_epi32(sums[v % 2], codes[v], broadcast(x, v));
     }
-    for m in 0..M {
-        for v in 0..N {
-            sums[m] = _mm512_dpbusd_epi32(sums[m], codes[v], broadcast(&x[m], from + v));
-        }
-    }
-    sums
+    _mm512_add_epi32(sums[0], sums[1])
 }
 
 /// Q8_0, Q4_0, Q4_1, Q5_0, Q5_1 by bits and whether a block has a minimum.
@@ -171,25 +170,22 @@ fn micro_simple<const BITS: usize, const MINIMUM: bool, const M: usize>(
             _ => codes_8(packed),
         };
         let scale = load_f16(block, 0);
-        let mut starts = [_mm512_setzero_si512(); M];
-        for m in 0..M {
+        unrolled!(m < M, {
             let negated = _mm512_set1_epi32(x[m].negated_sum);
-            match BITS {
-                _ if MINIMUM => {}
-                4 => starts[m] = _mm512_slli_epi32::<3>(negated),
-                5 => starts[m] = _mm512_slli_epi32::<4>(negated),
-                _ => starts[m] = _mm512_slli_epi32::<7>(negated),
-            }
-        }
-        let integers = dot(&codes, x, 0, starts);
-        for m in 0..M {
+            let start = match BITS {
+                _ if MINIMUM => _mm512_setzero_si512(),
+                4 => _mm512_slli_epi32::<3>(negated),
+                5 => _mm512_slli_epi32::<4>(negated),
+                _ => _mm512_slli_epi32::<7>(negated),
+            };
+            let integers = dot(&codes, &x[m], start);
             let scale = _mm512_mul_ps(scale, _mm512_set1_ps(x[m].scale));
-            sums[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(integers[m]), scale, sums[m]);
+            sums[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(integers), scale, sums[m]);
             if MINIMUM {
                 let minimum = load_f16(block, 2 * tile::ROWS);
                 sums[m] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(x[m].scaled_sum), sums[m]);
             }
-        }
+        });
     }
     store(out, sums);
 }
@@ -271,18 +267,22 @@ fn micro_k<const BITS: usize, const M: usize>(tile: &[u8], x: Micro<'_, M>, out:
     let mut sums = [_mm512_setzero_ps(); M];
     for (b, block) in tile.chunks_exact((codes + 128) * tile::ROWS).enumerate() {
         let (scales, minimums) = scales_k4(&block[4 * tile::ROWS..]);
+        let mut xs = [x.block(8 * b); 8];
+        for j in 1..8 {
+            xs[j] = x.block(8 * b + j);
+        }
         let mut scaled = [_mm512_setzero_ps(); M];
         for j in 0..8 {
             let packed = &block[(codes + j / 2 * 32) * tile::ROWS..];
             let fifths = &block[16 * tile::ROWS..];
             let codes = codes_k::<BITS>(packed, fifths, j);
-            let x = x.block(8 * b + j);
-            let integers = dot(&codes, x, 0, [_mm512_setzero_si512(); M]);
+            let x = xs[j];
             let scale = byte_as_f32(&scales, j);
-            for m in 0..M {
+            unrolled!(m < M, {
+                let integers = dot(&codes, &x[m], _mm512_setzero_si512());
                 let scale = _mm512_mul_ps(scale, _mm512_set1_ps(x[m].scale));
-                scaled[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(integers[m]), scale, scaled[m]);
-            }
+                scaled[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(integers), scale, scaled[m]);
+            });
         }
         let mut minimum = [_mm512_setzero_ps(); 8];
         for j in 0..8 {
@@ -292,7 +292,7 @@ fn micro_k<const BITS: usize, const M: usize>(tile: &[u8], x: Micro<'_, M>, out:
         for m in 0..M {
             let mut below = _mm512_setzero_ps();
             for j in 0..8 {
-                below = _mm512_fmadd_ps(minimum[j], _mm512_set1_ps(x.block(8 * b + j)[m].scaled_sum), below);
+                below = _mm512_fmadd_ps(minimum[j], _mm512_set1_ps(xs[j][m].scaled_sum), below);
             }
             sums[m] = _mm512_fmadd_ps(d, scaled[m], sums[m]);
             sums[m] = _mm512_fnmadd_ps(dmin, below, sums[m]);
@@ -356,7 +356,7 @@ fn gemv_q6_k(tile: &[u8], x: Micro<'_, 1>, out: &mut Sums<1>) {
 fn half_q6_k(half: &[u8], x: Micro<'_, 1>, first: usize, mut scaled: __m512) -> __m512 {
     let (four, two) = (_mm512_set1_epi8(0x0F), _mm512_set1_epi8(0x30));
     let x = [x.block(first), x.block(first + 1), x.block(first + 2), x.block(first + 3)].map(|[x]| x);
-    let mut sums = [[_mm512_setzero_si512(); 2]; 4]; // Of 16 columns each.
+    let mut sums = [starts_6(x[0]), starts_6(x[1]), starts_6(x[2]), starts_6(x[3])];
     for side in 0..2 {
         // 12 lines a loop: of more, the compiler changes the order.
         let columns = &half[12 * side * 64..][..12 * 64];
@@ -375,23 +375,32 @@ fn half_q6_k(half: &[u8], x: Micro<'_, 1>, first: usize, mut scaled: __m512) -> 
         }
     }
     for g in 0..4 {
-        let scales = _mm512_cvtepi8_epi16(load_half(half, (96 + 2 * g) * tile::ROWS));
-        let integer = scaled_6(scales, sums[g], x[g]);
-        scaled = _mm512_fmadd_ps(integer, _mm512_set1_ps(x[g].scale), scaled);
+        scaled = _mm512_fmadd_ps(scaled_6(sums[g], scales_6(half, g)), _mm512_set1_ps(x[g].scale), scaled);
     }
     scaled
 }
 
-/// Σ scale · (sum - 32 · Σ quant) of two sub-blocks of 16 columns, whose scales are the halves of each lane, as f32.
+/// Where the sums of the two sub-blocks of 16 columns begin: -32 · Σ quant.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn starts_6(x: &Block) -> [__m512i; 2] {
+    [_mm512_set1_epi32(-32 * x.sums[0] as i32), _mm512_set1_epi32(-32 * x.sums[1] as i32)]
+}
+
+/// The scales of the two sub-blocks of group g.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn scaled_6(scales: __m512i, sums: [__m512i; 2], x: &Block) -> __m512 {
-    let first = _mm512_srai_epi32::<16>(_mm512_slli_epi32::<16>(scales));
-    let second = _mm512_srai_epi32::<16>(scales);
-    let pair = (x.sums[0] as u16 as i32) | (x.sums[1] as i32) << 16;
-    let zero = _mm512_slli_epi32::<5>(_mm512_madd_epi16(scales, _mm512_set1_epi32(pair)));
-    let right = _mm512_sub_epi32(_mm512_mullo_epi32(sums[1], second), zero);
-    _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_mullo_epi32(sums[0], first), right))
+fn scales_6(half: &[u8], g: usize) -> [__m512i; 2] {
+    let pairs = _mm512_cvtepi8_epi16(load_half(half, (96 + 2 * g) * tile::ROWS));
+    [_mm512_srai_epi32::<16>(_mm512_slli_epi32::<16>(pairs)), _mm512_srai_epi32::<16>(pairs)]
+}
+
+/// Σ scale · sum of two sub-blocks, as f32.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn scaled_6(sums: [__m512i; 2], scales: [__m512i; 2]) -> __m512 {
+    let scaled = [_mm512_mullo_epi32(sums[0], scales[0]), _mm512_mullo_epi32(sums[1], scales[1])];
+    _mm512_cvtepi32_ps(_mm512_add_epi32(scaled[0], scaled[1]))
 }
 
 #[inline]
@@ -401,19 +410,17 @@ fn micro_q6_k<const M: usize>(tile: &[u8], x: Micro<'_, M>, out: &mut Sums<M>) {
     for (b, block) in tile.chunks_exact(Format::Q6_K.block_bytes() * tile::ROWS).enumerate() {
         let mut scaled = [_mm512_setzero_ps(); M];
         for j in 0..8 {
-            let codes = codes_6(block, j);
-            // Lane r: (scale of columns 0 to 15, scale of columns 16 to 31) of row r.
-            let scales =
-                _mm512_cvtepi8_epi16(load_half(block, j / 4 * tile::Q6_K_HALF + (96 + j % 4 * 2) * tile::ROWS));
+            let half = &block[j / 4 * tile::Q6_K_HALF..][..tile::Q6_K_HALF];
+            let codes = codes_6(half, j % 4);
+            let scales = scales_6(half, j % 4);
             let x = x.block(8 * b + j);
-            let zeros = [_mm512_setzero_si512(); M];
-            let [a, b, c, d, e, f, g, h] = codes;
-            let left = dot(&[a, b, c, d], x, 0, zeros);
-            let right = dot(&[e, f, g, h], x, 4, zeros);
-            for m in 0..M {
-                let integer = scaled_6(scales, [left[m], right[m]], &x[m]);
-                scaled[m] = _mm512_fmadd_ps(integer, _mm512_set1_ps(x[m].scale), scaled[m]);
-            }
+            unrolled!(m < M, {
+                let mut sums = starts_6(&x[m]);
+                for v in [0, 4, 1, 5, 2, 6, 3, 7] {
+                    sums[v / 4] = _mm512_dpbusd_epi32(sums[v / 4], codes[v], broadcast(&x[m], v));
+                }
+                scaled[m] = _mm512_fmadd_ps(scaled_6(sums, scales), _mm512_set1_ps(x[m].scale), scaled[m]);
+            });
         }
         let d = load_f16(block, 208 * tile::ROWS);
         for m in 0..M {
@@ -423,21 +430,18 @@ fn micro_q6_k<const M: usize>(tile: &[u8], x: Micro<'_, M>, out: &mut Sums<M>) {
     store(out, sums);
 }
 
-/// The 32 columns of group j of a Q6_K block: 4 low bits, 2 high bits.
+/// The 32 columns of group g of half a Q6_K block: 4 low bits, 2 high bits.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn codes_6(block: &[u8], j: usize) -> [__m512i; 8] {
-    let (h, g) = (j / 4, j % 4);
-    let half = _mm_cvtsi32_si128(if g < 2 { 0 } else { 4 });
+fn codes_6(half: &[u8], g: usize) -> [__m512i; 8] {
+    let nibble = _mm_cvtsi32_si128(if g < 2 { 0 } else { 4 });
     // Rotating a lane moves bits 2g and 2g + 1 of each of its bytes to bits 4 and 5.
     let rotation = _mm512_set1_epi32(2 * g as i32 + 28);
     let mut codes = [rotation; 8];
-    let lines = &block[h * tile::Q6_K_HALF..][..tile::Q6_K_HALF];
     for v in 0..8 {
-        let low = load(lines, (3 * v + 1 + g % 2) * 64);
-        let low = _mm512_and_si512(_mm512_srl_epi16(low, half), _mm512_set1_epi8(15));
-        let high = _mm512_rorv_epi32(load(lines, 3 * v * 64), rotation);
-        codes[v] = select_or(high, _mm512_set1_epi8(0x30), low);
+        let low = _mm512_srl_epi16(load(half, (3 * v + 1 + g % 2) * 64), nibble);
+        let high = _mm512_rorv_epi32(load(half, 3 * v * 64), rotation);
+        codes[v] = select_or(high, _mm512_set1_epi8(0x30), _mm512_and_si512(low, _mm512_set1_epi8(15)));
     }
     codes
 }
