@@ -184,11 +184,12 @@ impl<'a, const M: usize> Micro<'a, M> {
     #[inline(always)]
     pub fn new(x: &Rows<'a>, from: usize) -> Self {
         let first = from / PANEL * PANEL;
-        Micro {
-            blocks: &x.blocks[first * x.columns / BLOCK + from % PANEL..],
-            width: (x.count() - first).min(PANEL),
-            values: std::array::from_fn(|m| &x.values[(from + m) * x.columns..][..x.columns]),
+        let mut values = [&x.values[..0]; M];
+        for (m, values) in values.iter_mut().enumerate() {
+            *values = &x.values[(from + m) * x.columns..][..x.columns];
         }
+        let blocks = &x.blocks[first * x.columns / BLOCK + from % PANEL..];
+        Micro { blocks, width: (x.count() - first).min(PANEL), values }
     }
 
     /// Block b of each row.
