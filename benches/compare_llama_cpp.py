@@ -13,7 +13,8 @@ Numbers are medians; the page cache is warm; llama.cpp has its default flags wit
   prefill      tokens/s of a prompt in calls of 512, no sampling
   peak         MiB, the most that was resident after all that, less what was before the load; the mapped file counts
   first token  ms from the start of a process (exec) to the first token after "The capital of France is", chosen
-               greedily: first_token.c, a C program for each side; linking, loading and building the tokenizer count
+               greedily: first_token.c, a C program for each side; linking, loading and building the tokenizer count.
+               Just before, another process writes and frees memory, which a virtual machine may have to get first
   loaded       ms of these until there were model and sequence
   its peak     MiB, the most that was resident in that process, less what was before the load
 
@@ -101,9 +102,11 @@ class Comparison:
 
     def first_token(self, programs):
         """A fresh process every time."""
+        enough = 2 * self.path.stat().st_size + (1 << 28)  # Weights, repacked, and all else, of either side.
 
         def one(side):
             time.sleep(sides.PAUSE)
+            sides.back_memory(enough)
             return json.loads(sides.output(programs[side], self.path, str(self.threads), str(CONTEXT), PROMPT))
 
         rounds, dropped = self.turns.take(self.arguments.sides, self.arguments.repeats, one)

@@ -171,6 +171,20 @@ def spinners(cpus, seconds=600):
             process.stdout.close()
 
 
+TOUCHER = """
+import mmap, sys
+size = int(sys.argv[1])
+memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory[:: mmap.PAGESIZE] = bytes(-(-size // mmap.PAGESIZE))
+"""
+
+
+def back_memory(size):
+    """Writes and frees so many bytes of memory, so that the machine has them. A virtual machine may have given free
+    memory back to its host, and getting it again can take seconds per GB, which are nobody's but the host's."""
+    subprocess.run([sys.executable, "-c", TOUCHER, str(size)], check=True)
+
+
 class Tools:
     """The C programs, built for this machine."""
 
