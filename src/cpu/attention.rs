@@ -55,10 +55,8 @@ macro_rules! attention {
             for from in (0..ATTENTION_TILE).step_by($score_vectors * $width) {
                 scores(q, keys, from, scale, &mut weights);
             }
-            let mut corrections = [0.0f32; G];
-            for g in 0..G {
-                corrections[g] = lanes::softmax_tile(&mut weights[g], positions, &mut states[g]);
-            }
+            let states = states.first_chunk_mut().expect("a state a query");
+            let corrections = lanes::softmax_tile(&mut weights, positions, states);
             let mut from = 0;
             while from + $value_vectors * $width <= head_dim {
                 accumulate::<G, $value_vectors>(&weights, values, head_dim, from, &corrections, accumulators);

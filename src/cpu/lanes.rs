@@ -220,15 +220,15 @@ pub fn attend(
                 }
             }
         }
-        let mut weights = [0.0; ATTENTION_TILE];
+        let mut weights = [[0.0; ATTENTION_TILE]];
         for j in 0..ATTENTION_TILE {
-            weights[j] = (chains[0][j] + chains[1][j]) * scale;
+            weights[0][j] = (chains[0][j] + chains[1][j]) * scale;
         }
-        let correction = softmax_tile(&mut weights, positions, state);
+        let [correction] = softmax_tile(&mut weights, positions, std::array::from_mut(state));
         for value in &mut *accumulator {
             *value *= correction;
         }
-        for (weight, values) in weights.iter().zip(values.chunks_exact(head_dim)) {
+        for (weight, values) in weights[0].iter().zip(values.chunks_exact(head_dim)) {
             for (sum, value) in accumulator.iter_mut().zip(values) {
                 *sum = weight.mul_add(*value, *sum);
             }
@@ -236,25 +236,38 @@ pub fn attend(
     }
 }
 
-/// Turns a query's scores of one tile into weights, 0 past the last position, and adds them to its running softmax;
-/// returns what the sums so far are to be multiplied with.
+/// Turns the scores of one tile of G queries into weights, 0 past the last position, and adds them to their running
+/// softmax; returns what the sums so far are to be multiplied with. Step by step for all queries, since the steps of one
+/// wait for each other.
 #[inline(always)]
-pub fn softmax_tile(scores: &mut [f32; ATTENTION_TILE], positions: usize, state: &mut SoftmaxState) -> f32 {
-    scores[positions..].fill(f32::NEG_INFINITY);
-    // As integers in the same order, of which the compiler makes vectors; a NaN is above all or below all.
+pub fn softmax_tile<const G: usize>(
+    scores: &mut [[f32; ATTENTION_TILE]; G],
+    positions: usize,
+    states: &mut [SoftmaxState; G],
+) -> [f32; G] {
+    // Integers in the order of the floats, of which the compiler makes vectors; a NaN is above all or below all.
     let key = |x: f32| x.to_bits() as i32 ^ (x.to_bits() as i32 >> 31) & i32::MAX;
-    let max = scores.iter().fold(key(state.max), |max, &score| max.max(key(score)));
-    let max = f32::from_bits((max ^ (max >> 31) & i32::MAX) as u32);
-    for score in &mut *scores {
-        *score = exp(*score - max);
+    let mut maxima = [0.0; G];
+    for g in 0..G {
+        scores[g][positions..].fill(f32::NEG_INFINITY);
+        let max = scores[g].iter().fold(key(states[g].max), |max, &score| max.max(key(score)));
+        maxima[g] = f32::from_bits((max ^ (max >> 31) & i32::MAX) as u32);
     }
-    let mut halves = [0.0; LANES];
-    for l in 0..LANES {
-        halves[l] = scores[l] + scores[l + LANES];
+    for g in 0..G {
+        for score in &mut scores[g] {
+            *score = exp(*score - maxima[g]);
+        }
     }
-    let correction = exp(state.max - max);
-    *state = SoftmaxState { max, sum: state.sum.mul_add(correction, sum_lanes(halves)) };
-    correction
+    let mut corrections = [0.0; G];
+    for g in 0..G {
+        let mut halves = [0.0; LANES];
+        for l in 0..LANES {
+            halves[l] = scores[g][l] + scores[g][l + LANES];
+        }
+        corrections[g] = exp(states[g].max - maxima[g]);
+        states[g] = SoftmaxState { max: maxima[g], sum: states[g].sum.mul_add(corrections[g], sum_lanes(halves)) };
+    }
+    corrections
 }
 
 /// Adds the softmax of a later segment, begun from nothing, to that of the positions before it.
