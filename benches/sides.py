@@ -175,6 +175,7 @@ TOUCHER = """
 import mmap, sys
 size = int(sys.argv[1])
 memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(mmap.MADV_HUGEPAGE)  # What is freed is then in one piece, and can be had as huge pages again.
 memory[:: mmap.PAGESIZE] = bytes(-(-size // mmap.PAGESIZE))
 """
 
