@@ -34,6 +34,10 @@ static ALL: &[&Kernels] = &[
     #[cfg(target_arch = "x86_64")]
     &x86_64::avx512::AVX512_VNNI,
     #[cfg(target_arch = "x86_64")]
+    &x86_64::avx_vnni::AVX_VNNI,
+    #[cfg(all(test, target_arch = "x86_64"))]
+    &x86_64::avx_vnni::AVX_VNNI_IN_AVX512,
+    #[cfg(target_arch = "x86_64")]
     &x86_64::avx2::AVX2,
     &scalar::SCALAR,
 ];

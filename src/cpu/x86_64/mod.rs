@@ -2,6 +2,7 @@
 
 pub mod avx2;
 pub mod avx512;
+pub mod avx_vnni;
 mod gemm256;
 
 /// Defines the functions of `lanes` that are compiled for an instruction set.
