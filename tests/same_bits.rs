@@ -1,6 +1,6 @@
 //! The promise that logits have the same bits whatever computes them: kernel table, threads, prompt's cut, machine.
 //!
-//! `tests/data/same_bits.txt` has a hash for each model, which every machine has to find. After a change of what the
+//! `tests/data/same_bits.txt` has a hash for each case, which every machine has to find. After a change of what the
 //! scalar kernels compute, this writes it anew, with the scalar kernels on one thread:
 //!
 //! ```sh
@@ -14,7 +14,7 @@ mod common;
 use common::cross::emulated;
 use common::{Formats, ModelSpec, Rng, Vocabulary, forever, random_model};
 use edgellm::quant::Format;
-use edgellm::{LoadOptions, Model, Session, SessionOptions, Source, cpu};
+use edgellm::{KvFormat, LoadOptions, Model, Session, SessionOptions, Source, cpu};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -29,7 +29,11 @@ fn load(bytes: &'static [u8], isa: &str, threads: usize) -> Arc<Model> {
 }
 
 fn session(model: &Arc<Model>, prefill_chunk: usize) -> Session {
-    Session::new(model, &SessionOptions { prefill_chunk, ..SessionOptions::default() }).expect("memory")
+    session_with(model, prefill_chunk, KvFormat::default())
+}
+
+fn session_with(model: &Arc<Model>, prefill_chunk: usize, kv_format: KvFormat) -> Session {
+    Session::new(model, &SessionOptions { prefill_chunk, kv_format, ..SessionOptions::default() }).expect("memory")
 }
 
 /// FNV-1a, a word at a time, over the bits of the session's logits, going on from `hash`.
@@ -89,12 +93,33 @@ fn models() -> Vec<(String, &'static [u8], usize)> {
     specs.into_iter().map(|(name, spec)| (name, forever(random_model(&spec)), spec.vocab)).collect()
 }
 
-/// The committed hash of each model, computed anew first where the environment asks for it.
-fn committed(models: &[(String, &'static [u8], usize)]) -> Vec<u64> {
+/// A model and how its keys and values are kept.
+struct Case {
+    name: String,
+    bytes: &'static [u8],
+    vocab: usize,
+    kv_format: KvFormat,
+}
+
+/// Every model, and those with normed and with biased keys with int8 keys and values as well.
+fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (name, bytes, vocab) in models() {
+        if ["qwen3 mixed", "qwen2 Q4_K_M"].contains(&name.as_str()) {
+            cases.push(Case { name: format!("{name}, int8 KV"), bytes, vocab, kv_format: KvFormat::I8 });
+        }
+        cases.push(Case { name, bytes, vocab, kv_format: KvFormat::default() });
+    }
+    cases
+}
+
+/// The committed hash of each case, computed anew first where the environment asks for it.
+fn committed(cases: &[Case]) -> Vec<u64> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/same_bits.txt");
     if std::env::var_os("UPDATE_BITS").is_some() {
-        let lines = models.iter().map(|(name, bytes, vocab)| {
-            let hash = hash(&mut session(&load(bytes, "scalar", 1), 0), &tokens(100, *vocab), &[100]);
+        let lines = cases.iter().map(|Case { name, bytes, vocab, kv_format }| {
+            let mut session = session_with(&load(bytes, "scalar", 1), 0, *kv_format);
+            let hash = hash(&mut session, &tokens(100, *vocab), &[100]);
             format!("{hash:016x} {name}\n")
         });
         std::fs::write(&path, lines.collect::<String>()).expect("tests/data/same_bits.txt cannot be written");
@@ -104,26 +129,27 @@ fn committed(models: &[(String, &'static [u8], usize)]) -> Vec<u64> {
     let names = |names: Vec<&str>| names.join("\n");
     assert_eq!(
         names(lines.iter().map(|line| line.1).collect()),
-        names(models.iter().map(|model| model.0.as_str()).collect()),
-        "tests/data/same_bits.txt has other models; the comment at the top of this file says how to write it"
+        names(cases.iter().map(|case| case.name.as_str()).collect()),
+        "tests/data/same_bits.txt has other cases; the comment at the top of this file says how to write it"
     );
     lines.iter().map(|line| u64::from_str_radix(line.0, 16).expect("a hash")).collect()
 }
 
-/// Each thread count with each chunk for the first model. For the others too, but each once for the scalar kernels, which
+/// Each thread count with each chunk for the first case. For the others too, but each once for the scalar kernels, which
 /// are slow, and for all kernels under an emulator.
 #[test]
 fn logits_have_the_committed_bits_for_every_kernel_table_thread_count_and_chunk() {
-    let models = models();
-    let committed = committed(&models);
-    for (index, ((name, bytes, vocab), expected)) in models.iter().zip(committed).enumerate() {
+    let cases = cases();
+    let committed = committed(&cases);
+    for (index, (case, expected)) in cases.iter().zip(committed).enumerate() {
+        let Case { name, bytes, vocab, kv_format } = case;
         let tokens = tokens(100, *vocab);
         for isa in cpu::available().map(|kernels| kernels.name()) {
             let all = index == 0 || (isa != "scalar" && !emulated());
             for (i, threads) in THREADS.into_iter().enumerate() {
                 let model = load(bytes, isa, threads);
                 for &chunk in if all { &CHUNKS[..] } else { &CHUNKS[i..][..1] } {
-                    let found = hash(&mut session(&model, chunk), &tokens, &[100]);
+                    let found = hash(&mut session_with(&model, chunk, *kv_format), &tokens, &[100]);
                     assert_eq!(
                         found, expected,
                         "{name}: {isa}, {threads} threads, chunks of {chunk}: {found:x}, not {expected:x}"
