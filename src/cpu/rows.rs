@@ -192,6 +192,17 @@ impl<'a, const M: usize> Micro<'a, M> {
         Micro { blocks, width: (x.count() - first).min(PANEL), values }
     }
 
+    /// The blocks from `first` on, of each row.
+    #[inline(always)]
+    pub fn blocks(&self, first: usize) -> impl Iterator<Item = &'a [Block; M]> {
+        let (mut rest, width) = (&self.blocks[first * self.width..], self.width);
+        std::iter::from_fn(move || {
+            let blocks = rest.first_chunk()?;
+            rest = rest.get(width..).unwrap_or_default();
+            Some(blocks)
+        })
+    }
+
     /// Block b of each row.
     #[inline(always)]
     pub fn block(&self, b: usize) -> &'a [Block; M] {

@@ -1,81 +1,155 @@
 //! GEMM of the integer formats, for any way to multiply int8.
 //!
-//! A micro-kernel goes through a tile once, in its order, and takes its four quads one by one inside a block: their codes
-//! are unpacked to int8 and multiplied with M activation rows. Sums begin at the zero point times -Σ quant, so that
-//! nothing is subtracted later.
+//! A micro-kernel multiplies a tile with M activation rows, 256 columns at a time, of which it takes one quad after the
+//! other: so their f32 sums stay in registers, and activations come from the first cache. The codes of 32 columns are
+//! unpacked to int8 once and multiplied with the M rows, N by N.
 
 use super::super::rows::{Block, Rows};
 use super::super::tile;
+use super::gemv;
 use super::intrinsics::*;
-use super::{Codes, Dot, Micro, Out, QUADS, each_micro, load, load_f16, load_half, quants, scales, store, tail};
+use super::{Codes, Dot, Micro, Out, QUADS, each, each_micro, load, load_f16, load_half, store};
 use crate::quant::Format;
 use std::arch::asm;
+
+/// What `arranged` is before it is written.
+const NO_BLOCK: Block = Block { quants: [0; 32], scale: 0.0, scaled_sum: 0.0, sums: [0; 2], negated_sum: 0 };
+
+/// `body` for N of M rows at a time: a loop, but not one that the compiler could leave in a loop, because arrays that are
+/// indexed by a variable are not in registers.
+macro_rules! for_rows {
+    ($n:ident of $m:ident, |$first:ident| $body:block) => {
+        for_rows!($n of $m, |$first| $body, 0 1 2 3)
+    };
+    ($n:ident of $m:ident, |$first:ident| $body:block, $($step:literal)*) => {{
+        const { assert!($m <= 4 * $n) };
+        $(if $step * $n < $m {
+            let $first = $step * $n;
+            $body
+        })*
+    }};
+}
+
+/// Side 0, then side 1, for the same reason.
+macro_rules! for_sides {
+    (|$side:ident| $body:block) => {{
+        {
+            let $side = 0;
+            $body
+        }
+        {
+            let $side = 1;
+            $body
+        }
+    }};
+}
+
+/// N rows from `first` on.
+#[inline(always)]
+fn blocks_of<const N: usize>(x: &[Block], first: usize) -> &[Block; N] {
+    x[first..].first_chunk().expect("rows by N")
+}
+
+/// The sums of N rows.
+#[inline(always)]
+fn rows_of<const N: usize>(sums: &mut [float32x4_t], first: usize) -> &mut [float32x4_t; N] {
+    sums[first..].first_chunk_mut().expect("rows by N")
+}
+
+/// Blocks of 32 columns that are taken at a time.
+const CHUNK: usize = 8;
 
 /// Q8_0, Q4_0, Q4_1, Q5_0, Q5_1 by bits and whether a block has a minimum.
 #[inline(always)]
 pub fn simple<D: Dot, const BITS: usize, const MINIMUM: bool>(tile: &[u8], x: Rows<'_>, out: &mut [f32]) {
-    each_micro!(M in [8, 4, 2, 1], up to D::ROWS, micro_simple::<D, BITS, MINIMUM, M>, tile, x, out);
+    each_micro!(
+        M, N in [16 by 4, 8 by 4, 4 by 4, 2 by 2], up to D::ROWS,
+        micro_simple::<D, BITS, MINIMUM, M, N>, then gemv::simple::<D, BITS, MINIMUM>, tile, x, out
+    );
 }
 
 #[inline(always)]
-fn micro_simple<D: Dot, const BITS: usize, const MINIMUM: bool, const M: usize>(
+fn micro_simple<D: Dot, const BITS: usize, const MINIMUM: bool, const M: usize, const N: usize>(
     tile: &[u8],
     x: Micro<'_, M>,
     out: &mut Out<M>,
 ) {
-    let high = if MINIMUM { 4 } else { 2 };
-    let codes = if BITS == 5 { high + 4 } else { high };
-    let block_bytes = codes + if BITS == 8 { 32 } else { 16 };
+    let Layout { high, codes, block_bytes } = layout(BITS, MINIMUM);
     let mut sums = [[vdupq_n_f32(0.0); M]; QUADS];
-    for (b, block) in tile.chunks_exact(block_bytes * tile::ROWS).enumerate() {
-        let x = x.block(b);
-        let first = quants::<D, M>(x, 0);
-        let second = quants::<D, M>(x, 16);
+    let mut arranged = [[NO_BLOCK; M]; CHUNK];
+    for (c, chunk) in tile.chunks(CHUNK * block_bytes * tile::ROWS).enumerate() {
+        let blocks = chunk.len() / (block_bytes * tile::ROWS);
+        arrange::<D, M>(&mut arranged, &x, CHUNK * c, blocks);
         for q in 0..QUADS {
-            let packed = &block[codes * tile::ROWS..];
-            let codes = match BITS {
-                4 => codes_4(packed, q),
-                5 => codes_5(load(block, high * tile::ROWS + 16 * q), packed, q),
-                _ => [codes_8(packed, q), codes_8(&packed[16 * tile::ROWS..], q)],
-            };
-            let mut starts = [vdupq_n_s32(0); M];
-            if BITS < 8 && !MINIMUM {
-                for m in 0..M {
-                    starts[m] = vmull_laneq_s16::<6>(vdup_n_s16(1 << (BITS - 1)), tail(&x[m]));
-                }
+            let mut sum = sums[q];
+            let x = x.blocks(CHUNK * c).zip(&arranged).map(|(x, arranged)| if D::ARRANGES { arranged } else { x });
+            for (block, x) in chunk.chunks_exact(block_bytes * tile::ROWS).zip(x) {
+                let packed = &block[codes * tile::ROWS..];
+                let (codes, shift) = match BITS {
+                    4 if MINIMUM => (codes_4::<D>(packed, q), 0),
+                    4 => signed_4::<D>(packed, q),
+                    5 => (codes_5::<D>(load(block, high * tile::ROWS + 16 * q), packed, q, !MINIMUM), 0),
+                    _ => (codes_8::<D>(packed, q), 0),
+                };
+                let scales = D::spread(load_f16(block, 8 * q));
+                let minimums = if MINIMUM { D::spread(load_f16(block, 2 * tile::ROWS + 8 * q)) } else { scales };
+                for_rows!(N of M, |first| {
+                    let (x, sum) = (blocks_of::<N>(x, first), rows_of::<N>(&mut sum, first));
+                    D::add_block(sum, &codes, shift, &scales, x);
+                    if MINIMUM {
+                        for m in 0..N {
+                            sum[m] = D::add_minimum(sum[m], &minimums, x, m);
+                        }
+                    }
+                });
             }
-            let mut integers = D::begin(&starts);
-            D::add(&mut integers, &codes[0], &first);
-            D::add(&mut integers, &codes[1], &second);
-            let integers = D::end(integers, &starts);
-            let scale = load_f16(block, 8 * q);
-            for m in 0..M {
-                let scale = vmulq_laneq_f32::<0>(scale, scales(&x[m]));
-                sums[q][m] = vfmaq_f32(sums[q][m], vcvtq_f32_s32(integers[m]), scale);
-                if MINIMUM {
-                    let minimum = load_f16(block, 2 * tile::ROWS + 8 * q);
-                    sums[q][m] = vfmaq_laneq_f32::<1>(sums[q][m], minimum, scales(&x[m]));
-                }
+            sums[q] = sum;
+        }
+    }
+    store(out, &sums, D::rows);
+}
+
+/// Where the fields of a block of the simple formats are, as in the file.
+pub(super) struct Layout {
+    pub high: usize,
+    pub codes: usize,
+    pub block_bytes: usize,
+}
+
+#[inline(always)]
+pub(super) const fn layout(bits: usize, minimum: bool) -> Layout {
+    let high = if minimum { 4 } else { 2 };
+    let codes = if bits == 5 { high + 4 } else { high };
+    Layout { high, codes, block_bytes: codes + if bits == 8 { 32 } else { 16 } }
+}
+
+/// Arranges the activations of some blocks, once for all quads.
+#[inline(always)]
+fn arrange<D: Dot, const M: usize>(arranged: &mut [[Block; M]; CHUNK], x: &Micro<'_, M>, first: usize, count: usize) {
+    if D::ARRANGES {
+        for b in 0..count {
+            let blocks = x.block(first + b).as_chunks::<2>().0;
+            for (arranged, x) in arranged[b].as_chunks_mut::<2>().0.iter_mut().zip(blocks) {
+                D::arrange(x, arranged);
             }
         }
     }
-    store(out, &sums);
 }
 
 /// 4 registers of quad q: 16 columns of bytes.
 #[inline(always)]
-fn bytes(packed: &[u8], q: usize) -> [uint8x16_t; 4] {
+fn bytes<D: Dot>(packed: &[u8], q: usize) -> [uint8x16_t; 4] {
     let mut bytes = [vdupq_n_u8(0); 4];
     for v in 0..4 {
         bytes[v] = load(packed, 64 * v + 16 * q);
     }
-    bytes
+    D::arrange_codes(bytes)
 }
 
-/// 16 columns of int8.
+/// 32 columns of int8.
 #[inline(always)]
-fn codes_8(packed: &[u8], q: usize) -> Codes {
-    signed(bytes(packed, q))
+fn codes_8<D: Dot>(packed: &[u8], q: usize) -> [Codes; 2] {
+    [signed(bytes::<D>(packed, q)), signed(bytes::<D>(&packed[16 * tile::ROWS..], q))]
 }
 
 #[inline(always)]
@@ -83,43 +157,60 @@ fn signed([a, b, c, d]: [uint8x16_t; 4]) -> Codes {
     [vreinterpretq_s8_u8(a), vreinterpretq_s8_u8(b), vreinterpretq_s8_u8(c), vreinterpretq_s8_u8(d)]
 }
 
-/// The low and the high halves of bytes.
-#[inline(always)]
-fn nibbles(bytes: [uint8x16_t; 4]) -> [[uint8x16_t; 4]; 2] {
-    let mut nibbles = [bytes; 2];
-    for v in 0..4 {
-        nibbles[0][v] = vandq_u8(bytes[v], vdupq_n_u8(15));
-        nibbles[1][v] = vshrq_n_u8::<4>(bytes[v]);
-    }
-    nibbles
-}
-
 /// 32 columns of 4-bit codes.
 #[inline(always)]
-fn codes_4(packed: &[u8], q: usize) -> [Codes; 2] {
-    let [low, high] = nibbles(bytes(packed, q));
-    [signed(low), signed(high)]
+fn codes_4<D: Dot>(packed: &[u8], q: usize) -> [Codes; 2] {
+    let bytes = bytes::<D>(packed, q);
+    [signed(each(bytes, low)), signed(each(bytes, vshrq_n_u8::<4>))]
 }
 
-/// As `codes_4`, with the 32 fifth bits in each lane of `bits`.
 #[inline(always)]
-fn codes_5(bits: uint8x16_t, packed: &[u8], q: usize) -> [Codes; 2] {
+pub(super) fn low(byte: uint8x16_t) -> uint8x16_t {
+    vandq_u8(byte, vdupq_n_u8(15))
+}
+
+/// 32 columns of 4-bit codes less 8, times 2^shift. Less 8 is the top bit negated, in two's complement.
+#[inline(always)]
+fn signed_4<D: Dot>(packed: &[u8], q: usize) -> ([Codes; 2], i32) {
+    let bytes = each(bytes::<D>(packed, q), |byte| veorq_u8(byte, vdupq_n_u8(0x88)));
+    let low = signed(each(bytes, vshlq_n_u8::<4>));
+    if D::ROOM {
+        ([low, signed(each(bytes, |byte| vandq_u8(byte, vdupq_n_u8(0xF0))))], 4)
+    } else {
+        ([each(low, vshrq_n_s8::<4>), each(signed(bytes), vshrq_n_s8::<4>)], 0)
+    }
+}
+
+/// 32 columns of 5-bit codes, the fifth bits of which are in each lane of `bits`. Less 16 if so asked.
+#[inline(always)]
+fn codes_5<D: Dot>(bits: uint8x16_t, packed: &[u8], q: usize, less_16: bool) -> [Codes; 2] {
+    let mut bytes = [vdupq_n_u8(0); 4];
+    for v in 0..4 {
+        bytes[v] = load(packed, 64 * v + 16 * q);
+    }
+    // Less 16 is the three bits above the nibble set where the fifth bit is not.
+    let (bits, top) = if less_16 { (vmvnq_u8(bits), 0xF0) } else { (bits, 16) };
+    let mut codes = [each(bytes, low), each(bytes, vshrq_n_u8::<4>)];
+    for group in 0..8 {
+        let code = &mut codes[group / 4][group % 4];
+        *code = insert(*code, fifth_bits(bits, group), top);
+    }
+    [signed(D::arrange_codes(codes[0])), signed(D::arrange_codes(codes[1]))]
+}
+
+/// All bits set in the bytes whose fifth bit is set, of columns 4·group to 4·group + 3.
+#[inline(always)]
+pub(super) fn fifth_bits(bits: uint8x16_t, group: usize) -> uint8x16_t {
     // Byte 0 of a lane, four times; the bits of even and odd groups of columns in it.
     const BYTE: [u8; 16] = [0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12];
-    let byte = load(&BYTE, 0);
-    let of = [vreinterpretq_u8_u32(vdupq_n_u32(0x0804_0201)), vreinterpretq_u8_u32(vdupq_n_u32(0x8040_2010))];
-    let mut codes = nibbles(bytes(packed, q));
-    for group in 0..8 {
-        let spread = vqtbl1q_u8(bits, vaddq_u8(byte, vdupq_n_u8(group as u8 / 2)));
-        let code = &mut codes[group / 4][group % 4];
-        *code = insert(*code, vtstq_u8(spread, of[group % 2]), 16);
-    }
-    [signed(codes[0]), signed(codes[1])]
+    let place = vaddq_u8(load(&BYTE, 0), vdupq_n_u8(group as u8 / 2));
+    let of = vdupq_n_u32(if group % 2 == 0 { 0x0804_0201 } else { 0x8040_2010 });
+    vtstq_u8(vqtbl1q_u8(bits, place), vreinterpretq_u8_u32(of))
 }
 
 /// `code` with the bits of `mask` from `bits`.
 #[inline(always)]
-fn insert(mut code: uint8x16_t, bits: uint8x16_t, mask: u8) -> uint8x16_t {
+pub(super) fn insert(mut code: uint8x16_t, bits: uint8x16_t, mask: u8) -> uint8x16_t {
     let mask = vdupq_n_u8(mask);
     // SAFETY: one instruction of every AArch64, registers only. Of the intrinsic the compiler makes two.
     unsafe {
@@ -132,25 +223,48 @@ fn insert(mut code: uint8x16_t, bits: uint8x16_t, mask: u8) -> uint8x16_t {
     code
 }
 
+/// The upper two bits of `high`, and below them `low` shifted right by two.
+#[inline(always)]
+fn shift_in(mut high: uint8x16_t, low: uint8x16_t) -> uint8x16_t {
+    // SAFETY: one instruction of every AArch64, registers only. Of the intrinsic the compiler makes three.
+    unsafe {
+        asm!(
+            "sri {0:v}.16b, {1:v}.16b, #2",
+            inout(vreg) high, in(vreg) low,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    high
+}
+
 /// Shifts bytes left, or right where `by` is negative.
 #[inline(always)]
-fn shift(bytes: uint8x16_t, by: i8) -> uint8x16_t {
+pub(super) fn shift(bytes: uint8x16_t, by: i8) -> uint8x16_t {
     vshlq_u8(bytes, vdupq_n_s8(by))
 }
 
-/// The 6-bit scales and minimums of quad q: byte j % 4 of lane r in register j / 4 is sub-block j's of row r.
+/// The 6-bit scales and minimums of a quad: byte j % 4 of lane r in register j / 4 is sub-block j's of row r.
+#[derive(Clone, Copy)]
+pub(super) struct ScalesK {
+    pub scales: [uint8x16_t; 2],
+    pub minimums: [uint8x16_t; 2],
+}
+
 #[inline(always)]
-fn scales_k4(packed: &[u8], q: usize) -> ([uint8x16_t; 2], [uint8x16_t; 2]) {
+pub(super) fn scales_k4(packed: &[u8], q: usize) -> ScalesK {
     let (a, b, c) = (load(packed, 16 * q), load(packed, 64 + 16 * q), load(packed, 128 + 16 * q));
     let six = vdupq_n_u8(0x3F);
     // (x >> 2 & 0x30) | low
     let with_top = |x, low| insert(low, vshrq_n_u8::<2>(x), 0x30);
-    ([vandq_u8(a, six), with_top(a, vandq_u8(c, vdupq_n_u8(15)))], [vandq_u8(b, six), with_top(b, vshrq_n_u8::<4>(c))])
+    ScalesK {
+        scales: [vandq_u8(a, six), with_top(a, low(c))],
+        minimums: [vandq_u8(b, six), with_top(b, vshrq_n_u8::<4>(c))],
+    }
 }
 
 /// Byte `j % 4` of each lane of register `j / 4`, as f32.
 #[inline(always)]
-fn byte_as_f32(registers: &[uint8x16_t; 2], j: usize) -> float32x4_t {
+pub(super) fn byte_as_f32(registers: &[uint8x16_t; 2], j: usize) -> float32x4_t {
     // The table's other bytes are out of range, which gives 0.
     const BYTE: [u8; 16] = [0, 255, 255, 255, 4, 255, 255, 255, 8, 255, 255, 255, 12, 255, 255, 255];
     let byte = vqtbl1q_u8(registers[j / 4], vorrq_u8(load(&BYTE, 0), vdupq_n_u8((j % 4) as u8)));
@@ -160,186 +274,178 @@ fn byte_as_f32(registers: &[uint8x16_t; 2], j: usize) -> float32x4_t {
 /// Q4_K and Q5_K.
 #[inline(always)]
 pub fn k<D: Dot, const BITS: usize>(tile: &[u8], x: Rows<'_>, out: &mut [f32]) {
-    each_micro!(M in [8, 4, 2, 1], up to D::ROWS, micro_k::<D, BITS, M>, tile, x, out);
+    each_micro!(
+        M, N in [16 by 4, 8 by 4, 4 by 4, 2 by 2], up to D::ROWS,
+        micro_k::<D, BITS, M, N>, then gemv::k::<D, BITS>, tile, x, out
+    );
 }
 
 #[inline(always)]
-fn micro_k<D: Dot, const BITS: usize, const M: usize>(tile: &[u8], x: Micro<'_, M>, out: &mut Out<M>) {
+fn micro_k<D: Dot, const BITS: usize, const M: usize, const N: usize>(tile: &[u8], x: Micro<'_, M>, out: &mut Out<M>) {
     let codes = if BITS == 5 { 48 } else { 16 };
     let mut sums = [[vdupq_n_f32(0.0); M]; QUADS];
-    for (b, block) in tile.chunks_exact((codes + 128) * tile::ROWS).enumerate() {
-        let mut scales_of = [scales_k4(&block[4 * tile::ROWS..], 0); QUADS];
-        for q in 1..QUADS {
-            scales_of[q] = scales_k4(&block[4 * tile::ROWS..], q);
-        }
-        let mut scaled = [[vdupq_n_f32(0.0); M]; QUADS];
-        let mut below = [[vdupq_n_f32(0.0); M]; QUADS];
-        for pair in 0..4 {
-            let j = 2 * pair;
-            let (first, second) = (x.block(8 * b + j), x.block(8 * b + j + 1));
-            for q in 0..QUADS {
-                let (scales, minimums) = &scales_of[q];
-                let sums = sums_k::<D, BITS, M>(block, pair, q, first, second);
-                scale_k(&mut scaled[q], &mut below[q], sums.0, scales, minimums, j, first);
-                scale_k(&mut scaled[q], &mut below[q], sums.1, scales, minimums, j + 1, second);
-            }
-        }
+    let mut arranged = [[NO_BLOCK; M]; CHUNK];
+    for (c, block) in tile.chunks_exact((codes + 128) * tile::ROWS).enumerate() {
+        arrange::<D, M>(&mut arranged, &x, CHUNK * c, CHUNK);
+        let x = |j: usize| if D::ARRANGES { &arranged[j] } else { x.block(CHUNK * c + j) };
         for q in 0..QUADS {
-            let (d, dmin) = (load_f16(block, 8 * q), load_f16(block, 2 * tile::ROWS + 8 * q));
+            let ScalesK { scales, minimums } = scales_k4(&block[4 * tile::ROWS..], q);
+            let mut scaled = [vdupq_n_f32(0.0); M];
+            for pair in 0..4 {
+                let packed = &block[(codes + 32 * pair) * tile::ROWS..];
+                let fifths = &block[16 * tile::ROWS..];
+                for_sides!(|side| {
+                    let (j, x) = (2 * pair + side, x(2 * pair + side));
+                    let codes = codes_k::<D, BITS>(packed, fifths, j, side, q);
+                    let scales = D::spread(byte_as_f32(&scales, j));
+                    for_rows!(N of M, |first| {
+                        let (x, scaled) = (blocks_of::<N>(x, first), rows_of::<N>(&mut scaled, first));
+                        D::add_block(scaled, &codes, 0, &scales, x);
+                    });
+                });
+            }
+            let d = D::spread(load_f16(block, 8 * q));
             for m in 0..M {
-                sums[q][m] = vfmaq_f32(sums[q][m], d, scaled[q][m]);
-                sums[q][m] = vfmsq_f32(sums[q][m], dmin, below[q][m]);
+                sums[q][m] = vfmaq_f32(sums[q][m], d[m % 2], scaled[m]);
+            }
+            // Apart from the products, for the registers.
+            let mut below = [vdupq_n_f32(0.0); M];
+            for j in 0..8 {
+                let minimums = D::spread(byte_as_f32(&minimums, j));
+                for_rows!(N of M, |first| {
+                    let (x, below) = (blocks_of::<N>(x(j), first), rows_of::<N>(&mut below, first));
+                    for m in 0..N {
+                        below[m] = D::add_minimum(below[m], &minimums, x, m);
+                    }
+                });
+            }
+            let dmin = D::spread(load_f16(block, 2 * tile::ROWS + 8 * q));
+            for m in 0..M {
+                sums[q][m] = vfmsq_f32(sums[q][m], dmin[m % 2], below[m]);
             }
         }
     }
-    store(out, &sums);
+    store(out, &sums, D::rows);
 }
 
-/// Σ code · quant over the sub-blocks 2·pair and 2·pair + 1, for quad q.
+/// The 32 columns of sub-block j: the low or high halves of the bytes, and bit j of the bytes of fifth bits.
 #[inline(always)]
-fn sums_k<D: Dot, const BITS: usize, const M: usize>(
-    block: &[u8],
-    pair: usize,
-    q: usize,
-    first: &[Block; M],
-    second: &[Block; M],
-) -> ([int32x4_t; M], [int32x4_t; M]) {
-    let fifths = &block[16 * tile::ROWS..];
-    let packed = &block[(if BITS == 5 { 48 } else { 16 } + 32 * pair) * tile::ROWS..];
-    let zeros = [vdupq_n_s32(0); M];
-    let (mut low, mut high) = (D::begin(&zeros), D::begin(&zeros));
-    let codes = codes_k::<BITS>(packed, fifths, pair, q);
-    D::add(&mut low, &codes[0], &quants::<D, M>(first, 0));
-    D::add(&mut high, &codes[1], &quants::<D, M>(second, 0));
-    let codes = codes_k::<BITS>(&packed[16 * tile::ROWS..], &fifths[16 * tile::ROWS..], pair, q);
-    D::add(&mut low, &codes[0], &quants::<D, M>(first, 16));
-    D::add(&mut high, &codes[1], &quants::<D, M>(second, 16));
-    (D::end(low, &zeros), D::end(high, &zeros))
-}
-
-/// Adds the sums of sub-block j with its scale and its minimum.
-#[inline(always)]
-fn scale_k<const M: usize>(
-    scaled: &mut [float32x4_t; M],
-    below: &mut [float32x4_t; M],
-    sums: [int32x4_t; M],
-    scales_of: &[uint8x16_t; 2],
-    minimums_of: &[uint8x16_t; 2],
-    j: usize,
-    x: &[Block; M],
-) {
-    let (scale, minimum) = (byte_as_f32(scales_of, j), byte_as_f32(minimums_of, j));
-    for m in 0..M {
-        let scales = scales(&x[m]);
-        scaled[m] = vfmaq_f32(scaled[m], vcvtq_f32_s32(sums[m]), vmulq_laneq_f32::<0>(scale, scales));
-        below[m] = vfmaq_laneq_f32::<1>(below[m], minimum, scales);
-    }
-}
-
-/// 16 columns of sub-blocks 2·pair (low halves of the bytes) and 2·pair + 1 (high halves), with those bits of the bytes
-/// of fifth bits.
-#[inline(always)]
-fn codes_k<const BITS: usize>(packed: &[u8], fifths: &[u8], pair: usize, q: usize) -> [Codes; 2] {
-    if BITS == 4 {
-        return codes_4(packed, q);
-    }
-    let mut codes = nibbles(bytes(packed, q));
-    let fifths = bytes(fifths, q);
-    for side in 0..2 {
-        for v in 0..4 {
-            codes[side][v] = insert(codes[side][v], shift(fifths[v], 4 - (2 * pair + side) as i8), 16);
+fn codes_k<D: Dot, const BITS: usize>(packed: &[u8], fifths: &[u8], j: usize, side: usize, q: usize) -> [Codes; 2] {
+    let sixteen = |c: usize| {
+        let packed = bytes::<D>(&packed[16 * c * tile::ROWS..], q);
+        let mut codes = if side == 0 { each(packed, low) } else { each(packed, vshrq_n_u8::<4>) };
+        if BITS == 5 {
+            let fifths = bytes::<D>(&fifths[16 * c * tile::ROWS..], q);
+            for v in 0..4 {
+                codes[v] = insert(codes[v], shift(fifths[v], 4 - j as i8), 16);
+            }
         }
-    }
-    [signed(codes[0]), signed(codes[1])]
+        signed(codes)
+    };
+    [sixteen(0), sixteen(1)]
 }
 
+/// Q6_K.
 #[inline(always)]
 pub fn q6_k<D: Dot>(tile: &[u8], x: Rows<'_>, out: &mut [f32]) {
-    each_micro!(M in [8, 4, 2, 1], up to D::ROWS, micro_q6_k::<D, M>, tile, x, out);
+    each_micro!(
+        M, N in [16 by 4, 8 by 4, 4 by 4, 2 by 2], up to D::ROWS,
+        micro_q6_k::<D, M, N>, then gemv::q6_k::<D>, tile, x, out
+    );
 }
 
 #[inline(always)]
-fn micro_q6_k<D: Dot, const M: usize>(tile: &[u8], x: Micro<'_, M>, out: &mut Out<M>) {
+fn micro_q6_k<D: Dot, const M: usize, const N: usize>(tile: &[u8], x: Micro<'_, M>, out: &mut Out<M>) {
     let mut sums = [[vdupq_n_f32(0.0); M]; QUADS];
-    for (b, block) in tile.chunks_exact(Format::Q6_K.block_bytes() * tile::ROWS).enumerate() {
-        let mut scaled = [[vdupq_n_f32(0.0); M]; QUADS];
-        for h in 0..2 {
-            for q in 0..QUADS {
-                let first = 8 * b + 4 * h;
-                let x = [x.block(first), x.block(first + 1), x.block(first + 2), x.block(first + 3)];
-                let integers = integers_6::<D, M>(block, h, q, x);
-                for g in 0..4 {
-                    for m in 0..M {
-                        let integer = vcvtq_f32_s32(integers[g][m]);
-                        scaled[q][m] = vfmaq_laneq_f32::<0>(scaled[q][m], integer, scales(&x[g][m]));
-                    }
-                }
-            }
-        }
+    let mut arranged = [[NO_BLOCK; M]; CHUNK];
+    for (c, block) in tile.chunks_exact(Format::Q6_K.block_bytes() * tile::ROWS).enumerate() {
+        arrange::<D, M>(&mut arranged, &x, CHUNK * c, CHUNK);
         for q in 0..QUADS {
-            let d = load_f16(block, 208 * tile::ROWS + 8 * q);
+            let mut scaled = [vdupq_n_f32(0.0); M];
+            for h in 0..2 {
+                let x = |g: usize| if D::ARRANGES { &arranged[4 * h + g] } else { x.block(CHUNK * c + 4 * h + g) };
+                group_6::<D, M, N, 0>(&mut scaled, block, h, q, x(0));
+                group_6::<D, M, N, 1>(&mut scaled, block, h, q, x(1));
+                group_6::<D, M, N, 2>(&mut scaled, block, h, q, x(2));
+                group_6::<D, M, N, 3>(&mut scaled, block, h, q, x(3));
+            }
+            let d = D::spread(load_f16(block, 208 * tile::ROWS + 8 * q));
             for m in 0..M {
-                sums[q][m] = vfmaq_f32(sums[q][m], d, scaled[q][m]);
+                sums[q][m] = vfmaq_f32(sums[q][m], d[m % 2], scaled[m]);
             }
         }
     }
-    store(out, &sums);
+    store(out, &sums, D::rows);
 }
 
-/// Σ scale · (code - 32) · quant over the four groups of 32 columns of half h of a Q6_K block, for quad q.
+/// Adds group G of half h.
 #[inline(always)]
-fn integers_6<D: Dot, const M: usize>(block: &[u8], h: usize, q: usize, x: [&[Block; M]; 4]) -> [[int32x4_t; M]; 4] {
-    let mut integers = [[vdupq_n_s32(0); M]; 4];
-    half_6::<D, M, 0>(block, h, q, x, &mut integers);
-    half_6::<D, M, 1>(block, h, q, x, &mut integers);
-    integers
-}
-
-/// The first or the last 16 columns of each of the four groups.
-#[inline(always)]
-fn half_6<D: Dot, const M: usize, const HALF: usize>(
+fn group_6<D: Dot, const M: usize, const N: usize, const G: usize>(
+    scaled: &mut [float32x4_t; M],
     block: &[u8],
     h: usize,
     q: usize,
-    x: [&[Block; M]; 4],
-    integers: &mut [[int32x4_t; M]; 4],
+    x: &[Block; M],
 ) {
-    let lines = &block[h * tile::Q6_K_HALF..][..tile::Q6_K_HALF];
-    let line = |v: usize, part: usize| load(lines, (3 * (4 * HALF + v) + part) * 64 + 16 * q);
-    let part = |part: usize| [line(0, part), line(1, part), line(2, part), line(3, part)];
-    let (high, [a, c], [b, d]) = (part(0), nibbles(part(1)), nibbles(part(2)));
-    let scales = &lines[96 * tile::ROWS + 8 * q..];
-    group_6::<D, M, HALF, 0>(a, &high, scales, x[0], &mut integers[0]);
-    group_6::<D, M, HALF, 1>(b, &high, scales, x[1], &mut integers[1]);
-    group_6::<D, M, HALF, 2>(c, &high, scales, x[2], &mut integers[2]);
-    group_6::<D, M, HALF, 3>(d, &high, scales, x[3], &mut integers[3]);
+    let codes = [codes_6::<D, G>(block, h, 0, q), codes_6::<D, G>(block, h, 1, q)];
+    let scales = each(scales_6(&block[h * tile::Q6_K_HALF..], G, q), D::spread);
+    for_rows!(N of M, |first| {
+        let (x, scaled) = (blocks_of::<N>(x, first), rows_of::<N>(scaled, first));
+        D::add_block_6(scaled, &codes, shift_6::<D>(), &scales, x);
+    });
 }
 
-/// The 16 columns of group G, whose two high bits are bits 2G and 2G + 1.
+/// The scales of the first and the last 16 columns of group g of half a Q6_K block, for quad q.
 #[inline(always)]
-fn group_6<D: Dot, const M: usize, const HALF: usize, const G: usize>(
-    mut codes: [uint8x16_t; 4],
-    high: &[uint8x16_t; 4],
-    scales: &[u8],
-    x: &[Block; M],
-    integers: &mut [int32x4_t; M],
-) {
+pub(super) fn scales_6(half: &[u8], g: usize, q: usize) -> [float32x4_t; 2] {
+    let pairs = vmovl_s8(vreinterpret_s8_u8(load_half(half, (96 + 2 * g) * tile::ROWS + 8 * q)));
+    let pairs = vreinterpretq_s32_s16(pairs);
+    [vcvtq_n_f32_s32::<16>(vshlq_n_s32::<16>(pairs)), vcvtq_f32_s32(vshrq_n_s32::<16>(pairs))]
+}
+
+/// By how much codes of Q6_K are shifted.
+#[inline(always)]
+pub(super) fn shift_6<D: Dot>() -> i32 {
+    if D::ROOM { 2 } else { 0 }
+}
+
+/// 16 columns of half a Q6_K block: part 0 is high bits, parts 1 and 2 are low bits.
+#[inline(always)]
+fn lines_6<D: Dot>(half: &[u8], part: usize, c: usize, q: usize) -> [uint8x16_t; 4] {
+    let mut lines = [vdupq_n_u8(0); 4];
     for v in 0..4 {
-        codes[v] = insert(codes[v], shift(high[v], 4 - 2 * G as i8), 0x30);
+        lines[v] = load(half, (3 * (4 * c + v) + part) * 64 + 16 * q);
     }
-    let mut starts = [vdupq_n_s32(0); M];
-    for m in 0..M {
-        let (zero, tail) = (vdup_n_s16(-32), tail(&x[m]));
-        starts[m] = if HALF == 0 { vmull_laneq_s16::<4>(zero, tail) } else { vmull_laneq_s16::<5>(zero, tail) };
+    D::arrange_codes(lines)
+}
+
+/// The first or the last 16 columns (c is 0 or 1) of group G of half h of a Q6_K block, less 32, times 2^shift.
+#[inline(always)]
+fn codes_6<D: Dot, const G: usize>(block: &[u8], h: usize, c: usize, q: usize) -> Codes {
+    let lows = lines_6::<D>(&block[h * tile::Q6_K_HALF..], 1 + G % 2, c, q);
+    let highs = lines_6::<D>(&block[h * tile::Q6_K_HALF..], 0, c, q);
+    let mut codes = lows;
+    for v in 0..4 {
+        codes[v] = code_6::<D, G>(lows[v], negate_6(highs[v]));
     }
-    let mut sums = D::begin(&starts);
-    D::add(&mut sums, &signed(codes), &quants::<D, M>(x, 16 * HALF));
-    let sums = D::end(sums, &starts);
-    // Lane r: (scale of columns 0 to 15, scale of columns 16 to 31) of row r.
-    let scales = vmovl_s8(vreinterpret_s8_u8(load_half(scales, 2 * G * tile::ROWS)));
-    let scales = vreinterpretq_s32_s16(scales);
-    let scales = vshrq_n_s32::<16>(if HALF == 0 { vshlq_n_s32::<16>(scales) } else { scales });
-    for m in 0..M {
-        integers[m] = vmlaq_s32(integers[m], sums[m], scales);
-    }
+    signed(codes)
+}
+
+/// The upper bit of each pair of high bits negated: as the sign of two's complement, that takes 32 from a code.
+#[inline(always)]
+pub(super) fn negate_6(high: uint8x16_t) -> uint8x16_t {
+    veorq_u8(high, vdupq_n_u8(0xAA))
+}
+
+/// Group G's codes less 32, times 2^shift: four bits from `low` and two from `high`, put together at the top of a byte.
+#[inline(always)]
+pub(super) fn code_6<D: Dot, const G: usize>(low: uint8x16_t, high: uint8x16_t) -> uint8x16_t {
+    let upper = |low| vandq_u8(low, vdupq_n_u8(0xF0));
+    let code = match G {
+        0 => vsliq_n_u8::<6>(vshlq_n_u8::<2>(low), high),
+        1 => vsliq_n_u8::<6>(vshlq_n_u8::<2>(low), vshrq_n_u8::<2>(high)),
+        2 => shift_in(vshlq_n_u8::<2>(high), upper(low)),
+        _ => shift_in(high, upper(low)),
+    };
+    if D::ROOM { code } else { vreinterpretq_u8_s8(vshrq_n_s8::<2>(vreinterpretq_s8_u8(code))) }
 }

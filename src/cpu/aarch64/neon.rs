@@ -1,8 +1,9 @@
 //! What every AArch64 has, as Cortex-A53 and A72.
 //!
-//! `smull` and `smlal` multiply int8 into 16 bits, which hold 8 products of 5-bit codes (8 · 31 · 127 = 31,496), 4 of
-//! 6-bit codes (4 · 63 · 127 = 32,004) and 2 of int8 (2 · 128 · 127 = 32,512); all 16 of a block's two sums of 4-bit
-//! codes (16 · 15 · 127 = 30,480). A lane takes one product from each register of codes.
+//! `smlal` multiplies int8 and adds in 16 bits, which hold 16 products of 4-bit codes (16 · 15 · 127 = 30,480) and of codes
+//! from -16 on (16 · 16 · 127 = 32,512), 8 of 5-bit codes (8 · 31 · 127 = 31,496) and of codes from -32 on
+//! (8 · 32 · 127 = 32,512), 2 of int8 (2 · 128 · 127 = 32,512). A lane takes one product from each register of codes: 4 of
+//! 16 columns, twice as many where two lanes are added.
 
 use super::super::attention::attention;
 use super::super::lanes::{self, ATTENTION_TILE, SoftmaxState};
@@ -10,7 +11,7 @@ use super::super::rows::Rows;
 use super::super::scalar::SCALAR;
 use super::super::{Kernels, tile};
 use super::intrinsics::*;
-use super::{Codes, Dot, Micro, Out, QUADS, each_micro, gemm, load, store};
+use super::{Dot, Micro, Out, QUADS, each, each_micro, gemm, load, store};
 use std::arch::aarch64::{vld1_u16, vld1q_f32, vst1_u16, vst1q_f32};
 use std::arch::asm;
 
@@ -21,13 +22,13 @@ pub static NEON: Kernels = Kernels {
     gemm_f16: gemm_float::<F16>,
     gemm_bf16: gemm_float::<BF16>,
     gemm_q8_0: gemm::simple::<Wide, 8, false>,
-    gemm_q4_0: gemm::simple::<Narrow<4>, 4, false>,
-    gemm_q4_1: gemm::simple::<Narrow<4>, 4, true>,
-    gemm_q5_0: gemm::simple::<Narrow<5>, 5, false>,
-    gemm_q5_1: gemm::simple::<Narrow<5>, 5, true>,
-    gemm_q4_k: gemm::k::<Narrow<4>, 4>,
-    gemm_q5_k: gemm::k::<Narrow<5>, 5>,
-    gemm_q6_k: gemm::q6_k::<Narrow<6>>,
+    gemm_q4_0: gemm::simple::<Narrow<16>, 4, false>,
+    gemm_q4_1: gemm::simple::<Narrow<16>, 4, true>,
+    gemm_q5_0: gemm::simple::<Narrow<16>, 5, false>,
+    gemm_q5_1: gemm::simple::<Narrow<8>, 5, true>,
+    gemm_q4_k: gemm::k::<Narrow<16>, 4>,
+    gemm_q5_k: gemm::k::<Narrow<8>, 5>,
+    gemm_q6_k: gemm::q6_k::<Narrow<16>>,
     attend,
     f32_from_f16,
     f16_from_f32,
@@ -60,8 +61,14 @@ fn broadcast<const V: i32>(x: int8x16_t) -> int8x16_t {
     vreinterpretq_s8_s32(vdupq_laneq_s32::<V>(vreinterpretq_s32_s8(x)))
 }
 
+/// Columns 4V + 4 to 4V + 7.
+#[inline(always)]
+fn broadcast_next<const V: i32>(x: int8x16_t) -> int8x16_t {
+    if V == 0 { broadcast::<1>(x) } else { broadcast::<3>(x) }
+}
+
 /// `sums + codes · x`, the low and the high halves. The intrinsics end as four instructions each where the compiler knows
-/// that codes are positive, since it then sees no signed product.
+/// that codes are positive, since it then sees no signed product. Not `pure`: see `sdot`.
 #[inline(always)]
 fn smlal([mut low, mut high]: [int16x8_t; 2], codes: int8x16_t, x: int8x16_t) -> [int16x8_t; 2] {
     // SAFETY: two instructions of every AArch64, registers only.
@@ -69,95 +76,88 @@ fn smlal([mut low, mut high]: [int16x8_t; 2], codes: int8x16_t, x: int8x16_t) ->
         asm!(
             "smlal {0:v}.8h, {1:v}.8b, {2:v}.8b",
             inout(vreg) low, in(vreg) codes, in(vreg) x,
-            options(pure, nomem, nostack, preserves_flags)
+            options(nomem, nostack, preserves_flags)
         );
         asm!(
             "smlal2 {0:v}.8h, {1:v}.16b, {2:v}.16b",
             inout(vreg) high, in(vreg) codes, in(vreg) x,
-            options(pure, nomem, nostack, preserves_flags)
+            options(nomem, nostack, preserves_flags)
         );
     }
     [low, high]
 }
 
-/// `smlal` with the columns of register V.
-#[inline(always)]
-fn smlal_all<const M: usize, const V: i32>(sums: &mut [[int16x8_t; 2]; M], codes: &Codes, x: &[int8x16_t; M]) {
-    for m in 0..M {
-        sums[m] = smlal(sums[m], codes[V as usize], broadcast::<V>(x[m]));
-    }
-}
+/// Codes of up to 6 bits: sums of 16 bits, four per row. They have room for PRODUCTS, 8 or 16.
+struct Narrow<const PRODUCTS: usize>;
 
-/// Unsigned codes of up to 6 bits: sums of 16 bits, four per row.
-struct Narrow<const BITS: usize>;
-
-impl<const BITS: usize> Dot for Narrow<BITS> {
+impl<const PRODUCTS: usize> Dot for Narrow<PRODUCTS> {
     type Sum = [int16x8_t; 2];
-    const ROWS: usize = 4;
+    const ROWS: usize = 8;
+    const ROOM: bool = false;
 
     #[inline(always)]
-    fn begin<const M: usize>(_: &[int32x4_t; M]) -> [Self::Sum; M] {
-        [[vdupq_n_s16(0); 2]; M]
+    fn origin(_: i32) -> i32 {
+        0
     }
 
     #[inline(always)]
-    fn add<const M: usize>(sums: &mut [Self::Sum; M], codes: &Codes, x: &[int8x16_t; M]) {
-        smlal_all::<M, 0>(sums, codes, x);
-        smlal_all::<M, 1>(sums, codes, x);
-        smlal_all::<M, 2>(sums, codes, x);
-        smlal_all::<M, 3>(sums, codes, x);
+    fn begin<const N: usize>(_: int32x4_t) -> [Self::Sum; N] {
+        [[vdupq_n_s16(0); 2]; N]
     }
 
     #[inline(always)]
-    fn end<const M: usize>(sums: [Self::Sum; M], starts: &[int32x4_t; M]) -> [int32x4_t; M] {
-        let mut ends = *starts;
-        for m in 0..M {
-            let [first, second] = sums[m];
-            ends[m] = match BITS {
-                4 => vpadalq_s16(starts[m], vpaddq_s16(first, second)),
-                _ => vaddq_s32(starts[m], vpaddq_s32(vpaddlq_s16(first), vpaddlq_s16(second))),
-            };
+    fn add<const V: i32, const N: usize>(sums: &mut [Self::Sum; N], codes: &[[int8x16_t; 2]; N], x: &[int8x16_t; N]) {
+        for n in 0..N {
+            sums[n] = smlal(sums[n], codes[n][0], broadcast::<V>(x[n]));
         }
-        ends
+        for n in 0..N {
+            sums[n] = smlal(sums[n], codes[n][1], broadcast_next::<V>(x[n]));
+        }
+    }
+
+    #[inline(always)]
+    fn floats<const N: usize>(sums: &[Self::Sum; N], start: int32x4_t, _: i32) -> [float32x4_t; N] {
+        each(*sums, |[first, second]| {
+            vcvtq_f32_s32(match PRODUCTS {
+                16 => vpadalq_s16(start, vpaddq_s16(first, second)),
+                _ => vaddq_s32(start, vpaddq_s32(vpaddlq_s16(first), vpaddlq_s16(second))),
+            })
+        })
     }
 }
 
 /// Codes of int8: sums of 32 bits, two per row.
 struct Wide;
 
-/// `sums + a · x + b · y`, the low and the high halves.
-#[inline(always)]
-fn two(sums: [int32x4_t; 2], a: int8x16_t, x: int8x16_t, b: int8x16_t, y: int8x16_t) -> [int32x4_t; 2] {
-    let low = vmull_s8(vget_low_s8(a), vget_low_s8(x));
-    let low = vmlal_s8(low, vget_low_s8(b), vget_low_s8(y));
-    let high = vmlal_high_s8(vmull_high_s8(a, x), b, y);
-    [vpadalq_s16(sums[0], low), vpadalq_s16(sums[1], high)]
-}
-
 impl Dot for Wide {
     type Sum = [int32x4_t; 2];
-    const ROWS: usize = 4;
+    const ROWS: usize = 8;
+    const ROOM: bool = false;
 
     #[inline(always)]
-    fn begin<const M: usize>(_: &[int32x4_t; M]) -> [Self::Sum; M] {
-        [[vdupq_n_s32(0); 2]; M]
+    fn origin(_: i32) -> i32 {
+        0
     }
 
     #[inline(always)]
-    fn add<const M: usize>(sums: &mut [Self::Sum; M], codes: &Codes, x: &[int8x16_t; M]) {
-        for m in 0..M {
-            sums[m] = two(sums[m], codes[0], broadcast::<0>(x[m]), codes[1], broadcast::<1>(x[m]));
-            sums[m] = two(sums[m], codes[2], broadcast::<2>(x[m]), codes[3], broadcast::<3>(x[m]));
+    fn begin<const N: usize>(_: int32x4_t) -> [Self::Sum; N] {
+        [[vdupq_n_s32(0); 2]; N]
+    }
+
+    #[inline(always)]
+    fn add<const V: i32, const N: usize>(sums: &mut [Self::Sum; N], codes: &[[int8x16_t; 2]; N], x: &[int8x16_t; N]) {
+        for n in 0..N {
+            let ([a, b], x, y) = (codes[n], broadcast::<V>(x[n]), broadcast_next::<V>(x[n]));
+            let low = vmull_s8(vget_low_s8(a), vget_low_s8(x));
+            let low = vmlal_s8(low, vget_low_s8(b), vget_low_s8(y));
+            let high = vmlal_high_s8(vmull_high_s8(a, x), b, y);
+            sums[n] = [vpadalq_s16(sums[n][0], low), vpadalq_s16(sums[n][1], high)];
         }
     }
 
     #[inline(always)]
-    fn end<const M: usize>(sums: [Self::Sum; M], starts: &[int32x4_t; M]) -> [int32x4_t; M] {
-        let mut ends = *starts;
-        for m in 0..M {
-            ends[m] = vaddq_s32(starts[m], vpaddq_s32(sums[m][0], sums[m][1]));
-        }
-        ends
+    fn floats<const N: usize>(sums: &[Self::Sum; N], start: int32x4_t, _: i32) -> [float32x4_t; N] {
+        each(*sums, |[first, second]| vcvtq_f32_s32(vaddq_s32(start, vpaddq_s32(first, second))))
     }
 }
 
@@ -195,7 +195,7 @@ impl Float for BF16 {
 
 /// A GEMV takes the four quads together, so that a tile is read as one stream; a GEMM one at a time, for the registers.
 fn gemm_float<F: Float>(tile: &[u8], x: Rows<'_>, out: &mut [f32]) {
-    each_micro!(M in [4, 1], up to 4, micro_float::<F, M>, tile, x, out);
+    each_micro!(M, N in [4 by 4], up to 4, micro_float::<F, M>, then micro_float::<F, 1>, tile, x, out);
 }
 
 #[inline(always)]
@@ -208,7 +208,7 @@ fn micro_float<F: Float, const M: usize>(tile: &[u8], x: Micro<'_, M>, out: &mut
             [sums[q]] = quads_float::<F, M, 1>(tile, &x, q);
         }
     }
-    store(out, &sums);
+    store(out, &sums, |sums| sums);
 }
 
 /// The sums of Q quads from `first` on.
