@@ -123,6 +123,11 @@ macro_rules! unrolled {
 /// Sums of M activation rows, 16 each.
 type Sums<const M: usize> = [[f32; tile::ROWS]; M];
 
+/// The sums of activation row t.
+fn row(out: &mut [f32], t: usize) -> &mut Sums<1> {
+    out[t * tile::ROWS..].as_chunks_mut().0.first_chunk_mut().expect("out is whole")
+}
+
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn store<const M: usize>(out: &mut Sums<M>, sums: [__m512; M]) {
@@ -257,7 +262,57 @@ fn byte_as_f32(registers: &[__m512i; 2], j: usize) -> __m512 {
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn gemm_k<const BITS: usize>(tile: &[u8], x: Rows<'_>, out: &mut [f32]) {
     let mut t = 0;
-    each_micro!(t, micro_k, [BITS], [16, 8, 4, 2, 1], tile, x, out);
+    each_micro!(t, micro_k, [BITS], [16, 8, 4, 2], tile, x, out);
+    if t < x.count() {
+        gemv_k::<BITS>(tile, Micro::new(&x, t), row(out, t));
+    }
+}
+
+/// One activation row: the two sub-blocks that share bytes take them together, and every byte is loaded once, in the order
+/// of memory, which the CPU's prefetching needs.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn gemv_k<const BITS: usize>(tile: &[u8], x: Micro<'_, 1>, out: &mut Sums<1>) {
+    let codes = if BITS == 5 { 48 } else { 16 };
+    let (four, sixteen) = (_mm512_set1_epi8(15), _mm512_set1_epi8(16));
+    let mut sum = _mm512_setzero_ps();
+    for (b, block) in tile.chunks_exact((codes + 128) * tile::ROWS).enumerate() {
+        let (d, dmin) = (load_f16(block, 0), load_f16(block, 2 * tile::ROWS));
+        let (scales, minimums) = scales_k4(&block[4 * tile::ROWS..]);
+        let (mut scaled, mut below) = (_mm512_setzero_ps(), _mm512_setzero_ps());
+        let mut fifths = [four; 8];
+        if BITS == 5 {
+            for v in 0..8 {
+                fifths[v] = load(block, 16 * tile::ROWS + v * 64);
+            }
+        }
+        for pair in 0..4 {
+            let packed = &block[(codes + 32 * pair) * tile::ROWS..][..512];
+            let ([low], [high]) = (x.block(8 * b + 2 * pair), x.block(8 * b + 2 * pair + 1));
+            let mut integers = [_mm512_setzero_si512(); 2];
+            for v in 0..8 {
+                let bytes = load(packed, v * 64);
+                let mut lows = _mm512_and_si512(bytes, four);
+                let mut highs = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), four);
+                if BITS == 5 {
+                    // As in `codes_k`.
+                    let bits = _mm512_rorv_epi32(fifths[v], _mm512_set1_epi32(2 * pair as i32 + 28));
+                    lows = select_or(bits, sixteen, lows);
+                    highs = select_or(_mm512_ror_epi32::<1>(bits), sixteen, highs);
+                }
+                integers[0] = _mm512_dpbusd_epi32(integers[0], lows, broadcast(low, v));
+                integers[1] = _mm512_dpbusd_epi32(integers[1], highs, broadcast(high, v));
+            }
+            for (side, x) in [low, high].into_iter().enumerate() {
+                let scale = _mm512_mul_ps(byte_as_f32(&scales, 2 * pair + side), _mm512_set1_ps(x.scale));
+                scaled = _mm512_fmadd_ps(_mm512_cvtepi32_ps(integers[side]), scale, scaled);
+                let minimum = byte_as_f32(&minimums, 2 * pair + side);
+                below = _mm512_fmadd_ps(minimum, _mm512_set1_ps(x.scaled_sum), below);
+            }
+        }
+        sum = _mm512_fmadd_ps(d, scaled, sum);
+        sum = _mm512_fnmadd_ps(dmin, below, sum);
+    }
+    store(out, [sum]);
 }
 
 #[inline]
@@ -332,8 +387,7 @@ fn gemm_q6_k(tile: &[u8], x: Rows<'_>, out: &mut [f32]) {
     let mut t = 0;
     each_micro!(t, micro_q6_k, [], [16, 8, 4, 2], tile, x, out);
     if t < x.count() {
-        let out = out[t * tile::ROWS..].as_chunks_mut().0.first_chunk_mut().expect("out is whole");
-        gemv_q6_k(tile, Micro::new(&x, t), out);
+        gemv_q6_k(tile, Micro::new(&x, t), row(out, t));
     }
 }
 
