@@ -24,20 +24,21 @@ fn fold_lanes<T: Copy>(mut lanes: [T; LANES], f: impl Fn(T, T) -> T) -> T {
     f(f(lanes[0], lanes[2]), f(lanes[1], lanes[3]))
 }
 
-/// The sum of the lanes, folded by halves. In vectors where every CPU of the architecture has them: sums of floats are
-/// never reordered by the compiler, which makes single adds of them.
+/// The sum of the lanes, folded by halves. On x86-64 written in vectors: left to itself the compiler adds them one by one.
 #[inline(always)]
 fn sum_lanes(lanes: [f32; LANES]) -> f32 {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: 16 floats are four vectors of four, and SSE is part of x86-64.
-    return unsafe {
+    {
         use std::arch::x86_64::*;
-        let [a, b, c, d]: [__m128; 4] = std::mem::transmute(lanes);
-        let four = _mm_add_ps(_mm_add_ps(a, c), _mm_add_ps(b, d));
-        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-        _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
-    };
-    #[allow(unreachable_code)]
+        // SAFETY: 16 floats are four vectors of four, and SSE is part of x86-64.
+        unsafe {
+            let [a, b, c, d]: [__m128; 4] = std::mem::transmute(lanes);
+            let four = _mm_add_ps(_mm_add_ps(a, c), _mm_add_ps(b, d));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
     fold_lanes(lanes, |a, b| a + b)
 }
 

@@ -29,7 +29,7 @@ const fn field(offset: usize, bytes: usize, unit: usize) -> Field {
 
 /// Each half of 128 columns in the order of use: 4 bytes of high bits and the two times 4 bytes of low bits that go with
 /// them, 8 times, then the half's scales. In the file's order a GEMV would jump between three places, which the CPU's
-/// prefetching follows badly: it read memory at 60 % of the speed of this order.
+/// prefetching follows badly: it read memory at two thirds of the speed of this order.
 const Q6_K: [Field; 51] = {
     let mut fields = [field(208, 2, 2); 51];
     let mut i = 0;

@@ -1,7 +1,8 @@
 //! GEMV of the integer formats, for any way to multiply int8: one activation row.
 //!
-//! A tile is read once, in the order of memory, as memory is what bounds a GEMV. The four quads go side by side, or two by two where
-//! registers are short, so that a core that runs instructions in order finds one that does not wait for the last.
+//! A tile is read once, in the order of memory, as memory is what bounds a GEMV. The four quads go side by side, or two
+//! by two where registers are short, so that a core that runs instructions in order finds one that does not wait for the
+//! last.
 
 use super::super::rows::Block;
 use super::super::tile;

@@ -51,7 +51,8 @@ pub static AVX512_VNNI: Kernels = Kernels {
 
 elementwise!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c");
 attention! {
-    features: "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c", width: 16, queries: 4, score_vectors: 2, value_vectors: 4,
+    features: "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c", width: 16, queries: 4, score_vectors: 2,
+    value_vectors: 4,
     load: _mm512_loadu_ps, store: _mm512_storeu_ps, splat: _mm512_set1_ps, zero: _mm512_setzero_ps,
     add: _mm512_add_ps, mul: _mm512_mul_ps, fma: _mm512_fmadd_ps
 }
