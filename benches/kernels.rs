@@ -9,7 +9,7 @@
 //!
 //! `--once` makes one call of the best table between two marks, which benches/arm/cost.py traces.
 
-use edgellm::cpu::rows::RowsBuffer;
+use edgellm::cpu::rows::{Quantization, RowsBuffer};
 use edgellm::cpu::{self, Kernels, tile};
 use edgellm::quant::Format;
 use std::hint::black_box;
@@ -19,8 +19,8 @@ use std::time::Instant;
 const COLUMNS: usize = 2048;
 /// More than the caches hold.
 const MEMORY_BYTES: usize = 128 << 20;
-/// What every byte of a weight is. Any will do: as a scale of any float format it is finite and normal.
-const WEIGHT: u8 = 0x31;
+/// What every byte of a weight is: as a scale of any float format it is finite and normal, and it has no ternary code 3.
+const WEIGHT: u8 = 0x21;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
@@ -49,7 +49,7 @@ fn main() {
 fn speeds(kernels: &Kernels, format: Format, memory: &[u8]) -> [f64; 4] {
     let tile = &memory[..tile::tile_bytes(format, COLUMNS)];
     let mut out = [0.0; cpu::GEMM_ROWS_MAX * tile::ROWS];
-    let [one, few, many] = [1, 16, 64].map(|rows| activations(kernels, rows, COLUMNS));
+    let [one, few, many] = [1, 16, 64].map(|rows| activations(kernels, format, rows, COLUMNS));
     // As often as makes some milliseconds even for a fast table.
     let mut repeated = |x: &RowsBuffer, rows: usize| {
         let count = 1024 / rows;
@@ -71,13 +71,14 @@ fn speeds(kernels: &Kernels, format: Format, memory: &[u8]) -> [f64; 4] {
 }
 
 /// Quantized rows of some values.
-fn activations(kernels: &Kernels, rows: usize, columns: usize) -> RowsBuffer {
+fn activations(kernels: &Kernels, format: Format, rows: usize, columns: usize) -> RowsBuffer {
+    let how = if format.is_ternary() { Quantization::Row } else { Quantization::Blocks };
     let mut buffer = RowsBuffer::new(rows, columns).expect("memory");
     let shards = buffer.shards(rows);
     for index in 0..shards.panels() {
         // SAFETY: each panel is taken once.
         let mut panel = unsafe { shards.panel(index) };
-        panel.fill(kernels, |row, values| {
+        panel.fill(kernels, how, |row, values| {
             for (i, value) in values.iter_mut().enumerate() {
                 *value = ((i * 7 + row * 13) % 101) as f32 - 50.0;
             }
@@ -112,7 +113,7 @@ fn run_once(format: &str, rows: usize, columns: usize) {
     let kernels = cpu::select(None).expect("one table runs everywhere");
     let format = *Format::ALL.iter().find(|known| known.name() == format).expect("a format's name");
     let tile = vec![WEIGHT; tile::tile_bytes(format, columns)];
-    let x = activations(kernels, rows, columns);
+    let x = activations(kernels, format, rows, columns);
     let mut out = vec![0.0; rows * tile::ROWS];
     println!("{} {}", kernels.name(), tile.len());
     mark::<98>();

@@ -30,7 +30,10 @@ fn an_unknown_architecture_is_refused_by_name() {
         writer.remove("general.architecture").kv_str("general.architecture", "mamba");
     });
     assert_eq!(kind, "Unsupported");
-    assert_eq!(text, "architecture `mamba` is not supported; these are: llama, qwen2, qwen3");
+    assert_eq!(
+        text,
+        "architecture `mamba` is not supported; these are: llama, qwen2, qwen3, bitnet-b1.58, bitnet-25, bitnet"
+    );
     let (kind, text) = refused_after("llama", |writer| {
         writer.remove("general.architecture");
     });
@@ -216,4 +219,37 @@ fn options_that_are_wrong_are_refused() {
     let (kind, _) = load(LoadOptions { progress: Some(&mut progress), ..LoadOptions::default() });
     assert_eq!(kind, "Cancelled");
     assert!(calls > 2);
+}
+
+#[test]
+fn a_weight_that_is_not_ternary_is_refused_with_the_tensor_s_name() {
+    for (format, last) in [(Format::I2_S, 31), (Format::TQ2_0, 63)] {
+        let formats = Formats::ternary(format);
+        let spec = ModelSpec { formats, ..ModelSpec::tiny("bitnet-b1.58") };
+        for at in [0, last] {
+            let mut writer = random_model_writer(&spec);
+            let name = "blk.1.ffn_up.weight";
+            let mut bytes = common::random_blocks(&mut common::Rng::new(3), format, 256 * 512, 0.1);
+            bytes[at] = 0b0011_0001;
+            writer.remove_tensor(name).tensor(name, &[256, 512], format, bytes);
+            let (kind, text) = refused(&writer);
+            assert_eq!(kind, "Format");
+            assert_eq!(text, format!("tensor `{name}`: a weight of {} is none of -1, 0, 1", format.name()));
+        }
+    }
+}
+
+#[test]
+fn a_scale_that_is_not_finite_is_refused_with_the_tensor_s_name() {
+    let spec = ModelSpec { formats: Formats::ternary(Format::I2_S), ..ModelSpec::tiny("bitnet-b1.58") };
+    let name = "blk.0.attn_k.weight";
+    let mut writer = random_model_writer(&spec);
+    let mut bytes = common::random_blocks(&mut common::Rng::new(3), Format::I2_S, 256 * 128, 0.1);
+    let blocks = bytes.len() - Format::I2_S.tail_bytes();
+    bytes[blocks..blocks + 4].copy_from_slice(&f32::INFINITY.to_le_bytes());
+    writer.remove_tensor(name).tensor(name, &[256, 128], Format::I2_S, bytes);
+    assert_eq!(refused(&writer), ("Format", format!("tensor `{name}` has the scale inf")));
+    let mut writer = random_model_writer(&spec);
+    writer.tensor("blk.0.attn_k.scale", &[1], Format::F32, f32::NAN.to_le_bytes().to_vec());
+    assert_eq!(refused(&writer), ("Format", format!("tensor `{name}` has the scale NaN")));
 }

@@ -83,11 +83,15 @@ fn models() -> Vec<(String, &'static [u8], usize)> {
         specs.push((name, ModelSpec { formats: Formats::all(format), ..ModelSpec::tiny("llama") }));
     }
     let odd = ModelSpec { heads: 6, kv_heads: 2, head_dim: 80, hidden: 96, vocab: 333, ..ModelSpec::tiny("qwen3") };
+    let ternary =
+        |architecture, format| ModelSpec { formats: Formats::ternary(format), ..ModelSpec::tiny(architecture) };
     let vocabulary = Vocabulary::Gpt2 { pre: "qwen2" };
     specs.extend([
         ("qwen2 Q4_K_M".to_owned(), biased.clone()),
         ("llama Q4_K_M rope_freqs".to_owned(), ModelSpec { architecture: "llama", rope_freqs: true, ..biased.clone() }),
         ("qwen3 Q8_0 odd".to_owned(), odd),
+        ("bitnet-b1.58 I2_S".to_owned(), ternary("bitnet-b1.58", Format::I2_S)),
+        ("bitnet TQ2_0".to_owned(), ternary("bitnet", Format::TQ2_0)),
         ("qwen2 Q8_0 vocabulary".to_owned(), ModelSpec { vocabulary, ..ModelSpec::tiny("qwen2") }),
     ]);
     specs.into_iter().map(|(name, spec)| (name, forever(random_model(&spec)), spec.vocab)).collect()

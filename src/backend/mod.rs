@@ -32,6 +32,17 @@ pub struct Shape {
     pub rope_adjacent: bool,
     /// Radians per position of each rotated pair: (rotated values / 2).
     pub rope_frequencies: Vec<f64>,
+    /// What the gate of the feed-forward goes through.
+    pub activation: Activation,
+}
+
+/// A function on the gate of the feed-forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x / (1 + e^-x)`.
+    Silu,
+    /// `max(x, 0)²`.
+    Relu2,
 }
 
 /// A projection: weights (rows = outputs, columns = inputs) and perhaps a bias (outputs).
@@ -56,6 +67,8 @@ pub struct LayerWeights<'a> {
     pub q_norm: Option<Vec<f32>>,
     /// (head_dim).
     pub k_norm: Option<Vec<f32>>,
+    /// (query_heads * head_dim).
+    pub attn_sub_norm: Option<Vec<f32>>,
     /// (hidden, query_heads * head_dim).
     pub attn_output: Linear<'a>,
     /// (hidden).
@@ -64,6 +77,8 @@ pub struct LayerWeights<'a> {
     pub gate: Linear<'a>,
     /// (intermediate, hidden).
     pub up: Linear<'a>,
+    /// (intermediate).
+    pub ffn_sub_norm: Option<Vec<f32>>,
     /// (hidden, intermediate).
     pub down: Linear<'a>,
 }
@@ -130,11 +145,11 @@ pub trait Sequence: Send {
     fn embed(&mut self, tokens: &[u32], position: usize) -> Result<()>;
     /// RMSNorm → Q, K, V (+ bias, q/k norm) → RoPE → K and V appended to the cache.
     fn attn_in(&mut self, layer: usize) -> Result<()>;
-    /// Scores, softmax and weighted sum over the KV cache.
+    /// Scores, softmax and weighted sum over the KV cache (→ RMSNorm).
     fn attention(&mut self, layer: usize) -> Result<()>;
     /// Output projection + residual.
     fn attn_out(&mut self, layer: usize) -> Result<()>;
-    /// RMSNorm → gate and up projections → SiLU(gate) · up.
+    /// RMSNorm → gate and up projections → activation(gate) · up (→ RMSNorm).
     fn ffn_in(&mut self, layer: usize) -> Result<()>;
     /// Down projection + residual.
     fn ffn_out(&mut self, layer: usize) -> Result<()>;

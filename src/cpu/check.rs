@@ -2,7 +2,7 @@
 //! between pages that nobody may read. After `checkasm` of x264 and dav1d.
 
 use super::rows::{Block, Rows, RowsBuffer};
-use super::tests::{FILLS, TILED, random, tile_of};
+use super::tests::{FILLS, TILED, quantization, random, tile_of};
 use super::*;
 
 /// Memory between two pages that fault when they are touched.
@@ -66,14 +66,16 @@ impl Drop for Guarded {
 }
 
 /// The first `count` of these rows, as they are stored when they are all there are.
-fn first_rows(values: &[f32], columns: usize, count: usize) -> RowsBuffer {
+fn first_rows(format: Format, values: &[f32], columns: usize, count: usize) -> RowsBuffer {
     let mut buffer = RowsBuffer::new(count, columns).expect("memory");
     let shards = buffer.shards(count);
     for index in 0..shards.panels() {
         // SAFETY: each panel is taken once.
         let mut panel = unsafe { shards.panel(index) };
         let first = index * rows::PANEL;
-        panel.fill(&scalar::SCALAR, |row, out| out.copy_from_slice(&values[(first + row) * columns..][..columns]));
+        panel.fill(&scalar::SCALAR, quantization(format), |row, out| {
+            out.copy_from_slice(&values[(first + row) * columns..][..columns])
+        });
     }
     buffer
 }
@@ -87,25 +89,28 @@ fn tables() -> impl Iterator<Item = &'static Kernels> {
 fn gemm_touches_its_slices_only_and_each_number_of_rows_has_the_same_bits() {
     let mut state = 11;
     for format in TILED {
-        let widths = if format.block_len() == 256 { [256, 768] } else { [32, 288] };
+        let widths = match format.block_len() {
+            len @ (128 | 256) => [len, 3 * len],
+            _ => [32, 288],
+        };
         for columns in widths {
             let weights = tile_of(format, columns, FILLS[0], &mut state);
             let values: Vec<f32> =
                 (0..GEMM_ROWS_MAX * columns).map(|_| (random(&mut state) >> 40) as f32 / 1e6 - 8.0).collect();
             let mut expected = vec![0.0; GEMM_ROWS_MAX * tile::ROWS];
-            let all = first_rows(&values, columns, GEMM_ROWS_MAX);
+            let all = first_rows(format, &values, columns, GEMM_ROWS_MAX);
             scalar::SCALAR.gemm(format, &weights, all.rows(GEMM_ROWS_MAX), &mut expected);
             let mut memory =
                 [weights.len(), values.len() * 4, values.len() / 32 * size_of::<Block>(), expected.len() * 4]
                     .map(Guarded::new);
             for count in (1..=17).chain([31, 32, 33, 63, 64]) {
-                let buffer = first_rows(&values, columns, count);
+                let buffer = first_rows(format, &values, columns, count);
                 let x = buffer.rows(count);
                 for place in [Place::First, Place::Last, Place::Odd] {
                     let [tile, values, blocks, out] = &mut memory;
                     let tile = tile.copy(place, &weights);
-                    let x =
-                        Rows { columns, values: values.copy(place, x.values), blocks: blocks.copy(place, x.blocks) };
+                    let (values, blocks) = (values.copy(place, x.values), blocks.copy(place, x.blocks));
+                    let x = Rows { columns, values, blocks, negated_sums: x.negated_sums };
                     for kernels in tables() {
                         // One sentinel on either side, where that is not a forbidden page.
                         let painted = out.copy(Place::First, &vec![-77.0; count * tile::ROWS + 2]);

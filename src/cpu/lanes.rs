@@ -84,41 +84,68 @@ pub fn exp(x: f32) -> f32 {
 /// A value that is not finite makes its block's scale NaN, so that it reaches the logits, where it is an error.
 #[inline(always)]
 pub fn quantize(x: &[f32], out: &mut [Block], stride: usize) {
-    const ROUND: f32 = 12_582_912.0; // As in `exp`: its low bits are then the integer.
-    const INFINITE: u32 = 0x7F80_0000;
     for (x, block) in x.as_chunks::<BLOCK>().0.iter().zip(out.iter_mut().step_by(stride)) {
-        let halves = x.as_chunks::<SUM>().0;
-        // Bits of magnitudes are in the order of magnitudes, infinities and NaN above all others.
-        let magnitude = |x: f32| x.to_bits() & 0x7FFF_FFFF;
-        let mut lanes = [0u32; SUM];
-        for l in 0..SUM {
-            lanes[l] = magnitude(halves[0][l]).max(magnitude(halves[1][l]));
-        }
-        let max = fold_lanes(lanes, u32::max);
-        let max = if max < INFINITE { f32::from_bits(max) } else { f32::NAN };
+        let max = max_magnitude(std::slice::from_ref(x));
         // Below this the inverse would overflow; such a block is zero for every purpose.
         let (scale, inverse) = if max <= 1e-30 { (0.0, 0.0) } else { (max / 127.0, 127.0 / max) };
-        for h in 0..2 {
-            let mut quants = [0i32; SUM];
-            for l in 0..SUM {
-                quants[l] = (halves[h][l] * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i32;
-                block.quants[h * SUM + l] = quants[l] as i8;
-            }
-            block.sums[h] = fold_lanes(quants, i32::wrapping_add) as i16;
-        }
-        let sum = block.sums[0] as i32 + block.sums[1] as i32;
-        block.negated_sum = -sum;
-        block.scale = scale;
-        block.scaled_sum = scale * sum as f32;
+        quantize_block(x, scale, inverse, block);
     }
 }
 
-/// RMSNorm: `out = x / sqrt(mean(x²) + epsilon) * weight`, over a multiple of 16 values.
+/// As `quantize`, with one scale for the whole row, as BitNet b1.58 defines it: max|x| / 127, where the largest magnitude
+/// counts as 1e-5 at least (`ActQuant` in `transformers/integrations/bitnet.py`).
 #[inline(always)]
-pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+pub fn quantize_row(x: &[f32], out: &mut [Block], stride: usize) {
+    let chunks = x.as_chunks::<BLOCK>().0;
+    let max = max_magnitude(chunks);
+    let max = if max < 1e-5 { 1e-5 } else { max };
+    for (x, block) in chunks.iter().zip(out.iter_mut().step_by(stride)) {
+        quantize_block(x, max / 127.0, 127.0 / max, block);
+    }
+}
+
+/// The largest |x|; NaN when one is not finite.
+#[inline(always)]
+fn max_magnitude(x: &[[f32; BLOCK]]) -> f32 {
+    const INFINITE: u32 = 0x7F80_0000;
+    // Bits of magnitudes are in the order of magnitudes, infinities and NaN above all others.
+    let magnitude = |x: f32| x.to_bits() & 0x7FFF_FFFF;
+    let mut lanes = [0u32; SUM];
+    for x in x {
+        let halves = x.as_chunks::<SUM>().0;
+        for l in 0..SUM {
+            lanes[l] = lanes[l].max(magnitude(halves[0][l]).max(magnitude(halves[1][l])));
+        }
+    }
+    let max = fold_lanes(lanes, u32::max);
+    if max < INFINITE { f32::from_bits(max) } else { f32::NAN }
+}
+
+/// `quant = x * inverse`, rounded half to even.
+#[inline(always)]
+fn quantize_block(x: &[f32; BLOCK], scale: f32, inverse: f32, block: &mut Block) {
+    const ROUND: f32 = 12_582_912.0; // As in `exp`: its low bits are then the integer.
+    let halves = x.as_chunks::<SUM>().0;
+    for h in 0..2 {
+        let mut quants = [0i32; SUM];
+        for l in 0..SUM {
+            quants[l] = (halves[h][l] * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i32;
+            block.quants[h * SUM + l] = quants[l] as i8;
+        }
+        block.sums[h] = fold_lanes(quants, i32::wrapping_add) as i16;
+    }
+    let sum = block.sums[0] as i32 + block.sums[1] as i32;
+    block.negated_sum = -sum;
+    block.scale = scale;
+    block.scaled_sum = scale * sum as f32;
+}
+
+/// RMSNorm in place: `x / sqrt(mean(x²) + epsilon) * weight`, over a multiple of 16 values.
+#[inline(always)]
+pub fn rms_norm(x: &mut [f32], weight: &[f32], epsilon: f32) {
     let scale = 1.0 / (dot(x, x) / x.len() as f32 + epsilon).sqrt();
-    for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
-        *out = x * scale * weight;
+    for (x, weight) in x.iter_mut().zip(weight) {
+        *x = *x * scale * weight;
     }
 }
 
@@ -129,6 +156,16 @@ pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
         // Past 87 the exponential leaves its range, and the gate is itself to the last bit either way.
         let e = exp(if *gate < -87.0 { 87.0 } else { -*gate });
         *gate = *gate / (1.0 + e) * up;
+    }
+}
+
+/// Squared ReLU with a gate: `out = max(gate, 0)² * up`, where `out` holds the gate before (So et al., Primer, 2021).
+#[inline(always)]
+pub fn relu2_mul(gate: &mut [f32], up: &[f32]) {
+    for (gate, up) in gate.iter_mut().zip(up) {
+        // NaN stays, so that it reaches the logits.
+        let positive = if *gate < 0.0 { 0.0 } else { *gate };
+        *gate = positive * positive * up;
     }
 }
 

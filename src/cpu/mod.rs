@@ -64,9 +64,13 @@ pub struct Kernels {
     gemm_q4_k: Gemm,
     gemm_q5_k: Gemm,
     gemm_q6_k: Gemm,
+    gemm_tq2_0: Gemm,
+    gemm_i2_s: Gemm,
     quantize: unsafe fn(&[f32], &mut [Block], usize),
-    rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
+    quantize_row: unsafe fn(&[f32], &mut [Block], usize),
+    rms_norm: unsafe fn(&mut [f32], &[f32], f32),
     silu_mul: unsafe fn(&mut [f32], &[f32]),
+    relu2_mul: unsafe fn(&mut [f32], &[f32]),
     rope: unsafe fn(&mut [f32], &[f32], &[f32], bool),
     softmax_stats: unsafe fn(&[f32]) -> (f32, f32),
     attend: Attend,
@@ -110,7 +114,7 @@ impl Kernels {
         assert_eq!(x.columns % format.block_len(), 0);
         let count = x.count();
         assert!(count <= GEMM_ROWS_MAX && out.len() == count * tile::ROWS);
-        assert_eq!(x.blocks.len(), count * x.columns / rows::BLOCK);
+        assert!(x.blocks.len() == count * x.columns / rows::BLOCK && x.negated_sums.len() == count);
         let gemm = match format {
             Format::F32 => self.gemm_f32,
             Format::F16 => self.gemm_f16,
@@ -123,7 +127,9 @@ impl Kernels {
             Format::Q4_K => self.gemm_q4_k,
             Format::Q5_K => self.gemm_q5_k,
             Format::Q6_K => self.gemm_q6_k,
-            Format::Q2_K | Format::Q3_K => unreachable!("{} has no tiles", format.name()),
+            Format::TQ2_0 => self.gemm_tq2_0,
+            Format::I2_S => self.gemm_i2_s,
+            Format::Q2_K | Format::Q3_K | Format::TQ1_0 => unreachable!("{} has no tiles", format.name()),
         };
         // SAFETY: a `Kernels` reaches callers only through `available`, which checked the CPU; lengths checked above.
         unsafe { gemm(tile, x, out) }
@@ -136,11 +142,18 @@ impl Kernels {
         unsafe { (self.quantize)(x, out, stride) }
     }
 
-    /// `lanes::rms_norm`.
-    pub fn rms_norm(&self, x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
-        assert!(x.len() == weight.len() && x.len() == out.len() && x.len() % 16 == 0);
+    /// `lanes::quantize_row`.
+    pub fn quantize_row(&self, x: &[f32], out: &mut [Block], stride: usize) {
+        assert!(x.len() % rows::BLOCK == 0 && x.len() / rows::BLOCK <= out.len().div_ceil(stride));
         // SAFETY: as in `gemm`.
-        unsafe { (self.rms_norm)(x, weight, epsilon, out) }
+        unsafe { (self.quantize_row)(x, out, stride) }
+    }
+
+    /// `lanes::rms_norm`.
+    pub fn rms_norm(&self, x: &mut [f32], weight: &[f32], epsilon: f32) {
+        assert!(x.len() == weight.len() && x.len() % 16 == 0);
+        // SAFETY: as in `gemm`.
+        unsafe { (self.rms_norm)(x, weight, epsilon) }
     }
 
     /// `lanes::silu_mul`.
@@ -148,6 +161,13 @@ impl Kernels {
         assert_eq!(gate.len(), up.len());
         // SAFETY: as in `gemm`.
         unsafe { (self.silu_mul)(gate, up) }
+    }
+
+    /// `lanes::relu2_mul`.
+    pub fn relu2_mul(&self, gate: &mut [f32], up: &[f32]) {
+        assert_eq!(gate.len(), up.len());
+        // SAFETY: as in `gemm`.
+        unsafe { (self.relu2_mul)(gate, up) }
     }
 
     /// `lanes::rope` over the first `2 * cos.len()` values of a head.
@@ -243,7 +263,7 @@ impl Kernels {
 
 #[cfg(test)]
 mod tests {
-    use super::rows::RowsBuffer;
+    use super::rows::{Quantization, RowsBuffer};
     use super::*;
 
     /// What to fill bytes with: random data misses saturation and sign corners.
@@ -280,9 +300,15 @@ mod tests {
                             &[]
                         }
                         Format::Q6_K => &[208],
+                        Format::TQ2_0 => &[64],
+                        Format::I2_S => &[],
                         Format::Q4_1 | Format::Q5_1 | Format::Q4_K | Format::Q5_K => &[0, 2],
                         _ => &[0],
                     };
+                    if format.is_ternary() {
+                        // There is no code 3.
+                        row[at..].iter_mut().for_each(|byte| *byte &= !((*byte & *byte << 1) & 0xAA));
+                    }
                     for &offset in scales {
                         row[at + offset..][..2].copy_from_slice(&half());
                     }
@@ -295,7 +321,12 @@ mod tests {
         out
     }
 
-    fn rows_of(count: usize, columns: usize, extreme: bool, state: &mut u64) -> RowsBuffer {
+    /// Quantized as these weights take them.
+    pub(super) fn quantization(format: Format) -> Quantization {
+        if format.is_ternary() { Quantization::Row } else { Quantization::Blocks }
+    }
+
+    fn rows_of(format: Format, count: usize, columns: usize, extreme: bool, state: &mut u64) -> RowsBuffer {
         let mut buffer = RowsBuffer::new(count, columns).expect("memory");
         let shards = buffer.shards(count);
         for index in 0..shards.panels() {
@@ -305,12 +336,12 @@ mod tests {
                 let r = random(state);
                 *value = if extreme { if r & 1 << 40 == 0 { 3.0 } else { -3.0 } } else { (r >> 40) as f32 / 1e6 - 8.0 };
             }
-            panel.fill(&scalar::SCALAR, |_, _| ());
+            panel.fill(&scalar::SCALAR, quantization(format), |_, _| ());
         }
         buffer
     }
 
-    pub(super) const TILED: [Format; 11] = [
+    pub(super) const TILED: [Format; 13] = [
         Format::F32,
         Format::F16,
         Format::BF16,
@@ -322,6 +353,8 @@ mod tests {
         Format::Q4_K,
         Format::Q5_K,
         Format::Q6_K,
+        Format::TQ2_0,
+        Format::I2_S,
     ];
 
     /// The definition against plain arithmetic on dequantized weights, in f64.
@@ -331,7 +364,7 @@ mod tests {
         for format in TILED {
             let columns = 512;
             let tile = tile_of(format, columns, FILLS[0], &mut state);
-            let x = rows_of(3, columns, false, &mut state);
+            let x = rows_of(format, 3, columns, false, &mut state);
             let mut found = vec![0.0; 3 * tile::ROWS];
             scalar::SCALAR.gemm(format, &tile, x.rows(3), &mut found);
             let floats = format.block_len() == 1;
@@ -371,7 +404,7 @@ mod tests {
                         for extreme in [false, true] {
                             let tile = tile_of(format, columns, fill, &mut state);
                             for &count in counts {
-                                let x = rows_of(count, columns, extreme, &mut state);
+                                let x = rows_of(format, count, columns, extreme, &mut state);
                                 let mut expected = vec![0.0; count * tile::ROWS];
                                 let mut found = vec![1.0; count * tile::ROWS];
                                 scalar::SCALAR.gemm(format, &tile, x.rows(count), &mut expected);
@@ -399,10 +432,12 @@ mod tests {
                 let (x, w) = (values(n), values(n));
                 let run = |kernels: &Kernels| {
                     let mut out = Vec::new();
-                    let mut y = vec![0.0; n];
-                    kernels.rms_norm(&x, &w, 1e-5, &mut y);
+                    let mut y = x.clone();
+                    kernels.rms_norm(&mut y, &w, 1e-5);
                     out.extend(bits(&y));
                     kernels.silu_mul(&mut y, &w);
+                    out.extend(bits(&y));
+                    kernels.relu2_mul(&mut y, &w);
                     out.extend(bits(&y));
                     for adjacent in [false, true] {
                         kernels.rope(&mut y, &w[..n / 4], &x[..n / 4], adjacent);
@@ -416,14 +451,18 @@ mod tests {
                     kernels.f32_from_f16(&halves, &mut y);
                     out.extend(bits(&y));
                     let mut rows = RowsBuffer::new(1, n).expect("memory");
-                    let shards = rows.shards(1);
-                    // SAFETY: the panel is taken once.
-                    unsafe { shards.panel(0) }.fill(kernels, |_, values| values.copy_from_slice(&x));
-                    for block in rows.rows(1).blocks {
-                        out.extend(block.quants.iter().map(|&quant| quant as u32));
-                        out.extend(block.sums.iter().map(|&sum| sum as u32));
-                        out.extend(bits(&[block.scale, block.scaled_sum]));
-                        out.push(block.negated_sum as u32);
+                    for how in [Quantization::Blocks, Quantization::Row, Quantization::RoundedRow] {
+                        let shards = rows.shards(1);
+                        // SAFETY: the panel is taken once.
+                        unsafe { shards.panel(0) }.fill(kernels, how, |_, values| values.copy_from_slice(&x));
+                        for block in rows.rows(1).blocks {
+                            out.extend(block.quants.iter().map(|&quant| quant as u32));
+                            out.extend(block.sums.iter().map(|&sum| sum as u32));
+                            out.extend(bits(&[block.scale, block.scaled_sum]));
+                            out.push(block.negated_sum as u32);
+                        }
+                        out.extend(rows.rows(1).negated_sums.iter().map(|&sum| sum as u32));
+                        out.extend(bits(rows.rows(1).values));
                     }
                     out
                 };

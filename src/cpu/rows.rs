@@ -37,11 +37,23 @@ const _: () = assert!(size_of::<Block>() == 48);
 // SAFETY: integers and floats without padding, by the line above.
 unsafe impl Plain for Block {}
 
+/// How a row is quantized.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quantization {
+    /// A scale for each block of 32: `lanes::quantize`.
+    Blocks,
+    /// One scale for the row, as ternary weights want it: `lanes::quantize_row`.
+    Row,
+    /// The same, and the row's f32 values become `scale * quant`, for weights that are held as floats.
+    RoundedRow,
+}
+
 /// Up to `rows_max` rows of activations, one per token, and their int8 form.
 pub struct RowsBuffer {
     /// (rows_max, columns).
     pub values: Buffer<f32>,
     blocks: Buffer<Block>, // (panels, columns / 32, rows of the panel)
+    negated_sums: Buffer<i32>,
     columns: usize,
 }
 
@@ -54,6 +66,8 @@ pub struct Rows<'a> {
     pub values: &'a [f32],
     /// (panels, columns / 32, rows of the panel): see `block`.
     pub blocks: &'a [Block],
+    /// (rows): minus the sum of a row's quants, the start of an integer sum over the row with weights that count from 1.
+    pub negated_sums: &'a [i32],
 }
 
 impl RowsBuffer {
@@ -64,6 +78,7 @@ impl RowsBuffer {
         Ok(RowsBuffer {
             values: Buffer::zeroed(what, rows_max * columns)?,
             blocks: Buffer::zeroed(what, rows_max * columns / BLOCK)?,
+            negated_sums: Buffer::zeroed(what, rows_max)?,
             columns,
         })
     }
@@ -71,7 +86,12 @@ impl RowsBuffer {
     /// The first `rows` rows, for a GEMM: the same number as were written.
     pub fn rows(&self, rows: usize) -> Rows<'_> {
         let len = rows * self.columns;
-        Rows { columns: self.columns, values: &self.values[..len], blocks: &self.blocks[..len / BLOCK] }
+        Rows {
+            columns: self.columns,
+            values: &self.values[..len],
+            blocks: &self.blocks[..len / BLOCK],
+            negated_sums: &self.negated_sums[..rows],
+        }
     }
 
     /// The first `rows` rows, to be written by several threads.
@@ -80,6 +100,7 @@ impl RowsBuffer {
         RowShards {
             values: self.values.as_mut_ptr(),
             blocks: self.blocks.as_mut_ptr(),
+            negated_sums: self.negated_sums.as_mut_ptr(),
             columns: self.columns,
             rows,
             of: PhantomData,
@@ -91,6 +112,7 @@ impl RowsBuffer {
 pub struct RowShards<'a> {
     values: *mut f32,
     blocks: *mut Block,
+    negated_sums: *mut i32,
     columns: usize,
     rows: usize,
     of: PhantomData<&'a mut RowsBuffer>,
@@ -105,6 +127,7 @@ pub struct PanelMut<'a> {
     pub values: &'a mut [f32],
     /// (columns / 32, rows of the panel).
     pub blocks: &'a mut [Block],
+    negated_sums: &'a mut [i32], // (rows of the panel)
     columns: usize,
 }
 
@@ -121,12 +144,14 @@ impl RowShards<'_> {
     pub unsafe fn panel(&self, index: usize) -> PanelMut<'_> {
         let first = index * PANEL;
         assert!(first < self.rows);
-        let len = (self.rows - first).min(PANEL) * self.columns;
+        let rows = (self.rows - first).min(PANEL);
+        let len = rows * self.columns;
         // SAFETY: `shards` checked that the buffers hold `rows` rows; unaliased by the caller's promise.
         unsafe {
             PanelMut {
                 values: slice::from_raw_parts_mut(self.values.add(first * self.columns), len),
                 blocks: slice::from_raw_parts_mut(self.blocks.add(first * self.columns / BLOCK), len / BLOCK),
+                negated_sums: slice::from_raw_parts_mut(self.negated_sums.add(first), rows),
                 columns: self.columns,
             }
         }
@@ -135,11 +160,22 @@ impl RowShards<'_> {
 
 impl PanelMut<'_> {
     /// Writes each row by `write(row of the panel, values)` and quantizes it.
-    pub fn fill(&mut self, kernels: &Kernels, write: impl Fn(usize, &mut [f32])) {
-        let rows = self.values.len() / self.columns;
+    pub fn fill(&mut self, kernels: &Kernels, how: Quantization, write: impl Fn(usize, &mut [f32])) {
+        let rows = self.negated_sums.len();
         for (row, values) in self.values.chunks_exact_mut(self.columns).enumerate() {
             write(row, values);
-            kernels.quantize(values, &mut self.blocks[row..], rows);
+            let blocks = &mut self.blocks[row..];
+            if how == Quantization::Blocks {
+                kernels.quantize(values, blocks, rows);
+                continue;
+            }
+            kernels.quantize_row(values, blocks, rows);
+            self.negated_sums[row] = blocks.iter().step_by(rows).map(|block| block.negated_sum).sum();
+            if how == Quantization::RoundedRow {
+                for (values, block) in values.as_chunks_mut::<BLOCK>().0.iter_mut().zip(blocks.iter().step_by(rows)) {
+                    *values = block.quants.map(|quant| block.scale * quant as f32);
+                }
+            }
         }
     }
 }
@@ -165,6 +201,7 @@ impl<'a> Rows<'a> {
             columns,
             values: &self.values[from * columns..to * columns],
             blocks: &self.blocks[from * blocks..to * blocks],
+            negated_sums: &self.negated_sums[from..to],
         }
     }
 }
@@ -177,6 +214,8 @@ pub struct Micro<'a, const M: usize> {
     width: usize,
     /// The rows: (M, columns).
     pub values: [&'a [f32]; M],
+    /// Minus the sum of each row's quants.
+    pub negated_sums: &'a [i32; M],
 }
 
 impl<'a, const M: usize> Micro<'a, M> {
@@ -189,7 +228,8 @@ impl<'a, const M: usize> Micro<'a, M> {
             *values = &x.values[(from + m) * x.columns..][..x.columns];
         }
         let blocks = &x.blocks[first * x.columns / BLOCK + from % PANEL..];
-        Micro { blocks, width: (x.count() - first).min(PANEL), values }
+        let negated_sums = x.negated_sums[from..].first_chunk().expect("the rows are in the panel");
+        Micro { blocks, width: (x.count() - first).min(PANEL), values, negated_sums }
     }
 
     /// The blocks from `first` on, of each row.

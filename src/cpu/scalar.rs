@@ -3,6 +3,7 @@
 //! A GEMM kernel multiplies the 16 rows of one tile with the given activation rows: `out[t][r] = Σ_k w[r][k] · x[t][k]`.
 //! What is summed in which order is defined here and nowhere else:
 //! - inside a block of 32 activations everything is integer, hence exact in any order;
+//! - ternary weights without a scale of their own: integer along the whole row;
 //! - between blocks: one fused multiply-add after the other in block order, in f32;
 //! - float formats: four chains of fused multiply-adds, chain c taking the columns c, c+4, c+8, …, then
 //!   (0 + 1) + (2 + 3).
@@ -27,9 +28,13 @@ pub static SCALAR: Kernels = Kernels {
     gemm_q4_k,
     gemm_q5_k,
     gemm_q6_k,
+    gemm_tq2_0,
+    gemm_i2_s,
     quantize: lanes::quantize,
+    quantize_row: lanes::quantize_row,
     rms_norm: lanes::rms_norm,
     silu_mul: lanes::silu_mul,
+    relu2_mul: lanes::relu2_mul,
     rope: lanes::rope,
     softmax_stats: lanes::softmax_stats,
     attend: lanes::attend,
@@ -181,6 +186,45 @@ fn gemm_q6_k(tile: &[u8], x: Rows<'_>, out: &mut [f32]) {
             *accumulator = d.mul_add(scaled, *accumulator);
         }
     });
+}
+
+/// TQ2_0: 256 weights `d * (code - 1)`, with activation rows that have one scale: the sums of blocks are added with d, and
+/// the end is multiplied with the row's scale.
+fn gemm_tq2_0(tile: &[u8], x: Rows<'_>, out: &mut [f32]) {
+    each_block(Format::TQ2_0, tile, out, |accumulators, block, b| {
+        let d = f16_at(block, 64);
+        for (t, accumulator) in accumulators.iter_mut().enumerate() {
+            let code = |j: usize, i: usize| (block[j / 4 * 32 + i] >> (2 * (j % 4)) & 3) as i16 - 1;
+            let integer: i32 = (0..8).map(|j| dot_ternary(&x.block(t, 8 * b + j).quants, |i| code(j, i))).sum();
+            *accumulator = d.mul_add(integer as f32, *accumulator);
+        }
+    });
+    for (t, out) in out.chunks_exact_mut(tile::ROWS).enumerate() {
+        out.iter_mut().for_each(|sum| *sum *= x.block(t, 0).scale);
+    }
+}
+
+/// I2_S: 128 weights `code - 1`, with activation rows that have one scale: the sum of a whole row is an integer, which is
+/// multiplied with the scale.
+fn gemm_i2_s(tile: &[u8], x: Rows<'_>, out: &mut [f32]) {
+    for row in 0..tile::ROWS {
+        let mut integers = [0i32; super::GEMM_ROWS_MAX];
+        let mut block = [0; 32];
+        for (b, blocks) in tile.chunks_exact(block.len() * tile::ROWS).enumerate() {
+            tile::block_of_row(Format::I2_S, blocks, row, &mut block);
+            for (t, integer) in integers[..x.count()].iter_mut().enumerate() {
+                let code = |j: usize, i: usize| (block[i] >> (6 - 2 * j) & 3) as i16 - 1;
+                *integer += (0..4).map(|j| dot_ternary(&x.block(t, 4 * b + j).quants, |i| code(j, i))).sum::<i32>();
+            }
+        }
+        for (t, out) in out[row..].iter_mut().step_by(tile::ROWS).enumerate() {
+            *out = integers[t] as f32 * x.block(t, 0).scale;
+        }
+    }
+}
+
+fn dot_ternary(quants: &[i8; BLOCK], code: impl Fn(usize) -> i16) -> i32 {
+    dot_codes(&std::array::from_fn::<_, BLOCK, _>(code), quants)
 }
 
 /// Float weights with f32 activations.

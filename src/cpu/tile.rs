@@ -61,7 +61,9 @@ pub fn fields(format: Format) -> Option<&'static [Field]> {
         Format::Q4_K => const { &[field(0, 2, 2), field(2, 2, 2), field(4, 12, 4), field(16, 128, 4)] },
         Format::Q5_K => const { &[field(0, 2, 2), field(2, 2, 2), field(4, 12, 4), field(16, 160, 4)] },
         Format::Q6_K => &Q6_K,
-        Format::Q2_K | Format::Q3_K => return None,
+        Format::TQ2_0 => const { &[field(64, 2, 2), field(0, 64, 4)] },
+        Format::I2_S => const { &[field(0, 32, 4)] },
+        Format::Q2_K | Format::Q3_K | Format::TQ1_0 => return None,
     })
 }
 
@@ -71,6 +73,7 @@ pub fn tiled_format(format: Format) -> Format {
         // Q3_K is Q6_K with fewer bits: the same scales, codes that fit.
         Format::Q3_K => Format::Q6_K,
         Format::Q2_K => Format::F32,
+        Format::TQ1_0 => Format::TQ2_0,
         other => other,
     }
 }

@@ -287,6 +287,7 @@ fn tensor_bytes(format: Format, shape: [u64; 4]) -> Result<u64, String> {
     }
     let values = shape.iter().try_fold(1u64, |product, &dimension| product.checked_mul(dimension));
     let bytes = values.and_then(|values| (values / block_len).checked_mul(format.block_bytes() as u64));
+    let bytes = bytes.and_then(|bytes| bytes.checked_add(format.tail_bytes() as u64));
     // The number of values must be a usize as well: F16 has fewer bytes than its f32 copy.
     let in_memory = values.and_then(|values| values.checked_mul(4)).filter(|&bytes| isize::try_from(bytes).is_ok());
     bytes.filter(|_| in_memory.is_some()).ok_or_else(|| format!("its shape {shape:?} is too large"))

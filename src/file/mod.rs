@@ -25,8 +25,10 @@ pub struct Tensor<'a> {
     pub format: Format,
     /// GGUF order, fastest first: `shape[0]` = columns (inputs), `shape[1]` = rows (outputs). Unused ones are 1.
     pub shape: [usize; 4],
-    /// Aligned as in the file; of [`Source::Bytes`] at whatever address the caller's memory puts them.
+    /// All blocks. Aligned as in the file; of [`Source::Bytes`] at whatever address the caller's memory puts them.
     pub bytes: &'a [u8],
+    /// What every value is multiplied with: 1, but for I2_S, whose blocks have no scale.
+    pub scale: f32,
 }
 
 /// Where a model comes from.
@@ -144,8 +146,9 @@ impl ModelFile {
     fn tensor_of<'a>(&'a self, entry: &'a Entry) -> Tensor<'a> {
         let TensorInfo { name, format, shape, at, bytes } = &entry.info;
         // `parse` has checked that the tensor lies inside its file, whose bytes do not change in number.
-        let bytes = &self.parts[entry.part][*at..][..*bytes];
-        Tensor { name, format: *format, shape: *shape, bytes }
+        let (bytes, tail) = self.parts[entry.part][*at..][..*bytes].split_at(*bytes - format.tail_bytes());
+        let scale = tail.first_chunk().map_or(1.0, |scale| f32::from_le_bytes(*scale));
+        Tensor { name, format: *format, shape: *shape, bytes, scale }
     }
 
     /// Tells the system that these bytes of a mapped tensor are not needed again soon (they stay valid).

@@ -73,6 +73,7 @@ impl Config {
             norm_epsilon,
             rope_adjacent: architecture.rope_adjacent,
             rope_frequencies,
+            activation: architecture.activation,
         };
         Ok(Config { architecture, shape, context_len_max })
     }

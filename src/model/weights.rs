@@ -19,6 +19,10 @@ pub fn find<'a>(file: &'a ModelFile, config: &Config) -> Result<Weights<'a>> {
             true => finder.vector(&name(part), shape.head_dim).map(Some),
             false => Ok(None),
         };
+        let sub_norm = |finder: &mut Finder<'a>, part: &str, width| match config.architecture.sub_norms {
+            true => finder.vector(&name(part), width).map(Some),
+            false => Ok(None),
+        };
         layers.push(LayerWeights {
             attn_norm: finder.vector(&name("attn_norm.weight"), hidden)?,
             q: finder.linear(&name("attn_q"), q_width, hidden)?,
@@ -26,10 +30,12 @@ pub fn find<'a>(file: &'a ModelFile, config: &Config) -> Result<Weights<'a>> {
             v: finder.linear(&name("attn_v"), kv_width, hidden)?,
             q_norm: head_norm(&mut finder, "attn_q_norm.weight")?,
             k_norm: head_norm(&mut finder, "attn_k_norm.weight")?,
+            attn_sub_norm: sub_norm(&mut finder, "attn_sub_norm.weight", q_width)?,
             attn_output: finder.linear(&name("attn_output"), hidden, q_width)?,
             ffn_norm: finder.vector(&name("ffn_norm.weight"), hidden)?,
             gate: finder.linear(&name("ffn_gate"), intermediate, hidden)?,
             up: finder.linear(&name("ffn_up"), intermediate, hidden)?,
+            ffn_sub_norm: sub_norm(&mut finder, "ffn_sub_norm.weight", intermediate)?,
             down: finder.linear(&name("ffn_down"), hidden, intermediate)?,
         });
     }
@@ -49,17 +55,18 @@ pub fn find<'a>(file: &'a ModelFile, config: &Config) -> Result<Weights<'a>> {
 fn stranger(file: &ModelFile, config: &Config) -> Error {
     const GLOBAL: [&str; 4] = ["token_embd.weight", "output_norm.weight", "output.weight", "rope_freqs.weight"];
     const LINEAR: [&str; 7] = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"];
+    const PARTS: [&str; 3] = ["weight", "scale", "bias"];
     let known = |name: &str| {
         let Some((layer, part)) = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) else {
             return GLOBAL.contains(&name);
         };
         let in_range =
             layer.parse::<usize>().is_ok_and(|number| number < config.shape.layers && number.to_string() == layer);
-        let linear =
-            part.strip_suffix(".weight").or(part.strip_suffix(".bias")).is_some_and(|part| LINEAR.contains(&part));
+        let linear = part.rsplit_once('.').is_some_and(|(part, kind)| LINEAR.contains(&part) && PARTS.contains(&kind));
         let norm = ["attn_norm.weight", "ffn_norm.weight"].contains(&part);
         let head_norm = ["attn_q_norm.weight", "attn_k_norm.weight"].contains(&part) && config.architecture.qk_norm;
-        in_range && (linear || norm || head_norm)
+        let sub_norm = ["attn_sub_norm.weight", "ffn_sub_norm.weight"].contains(&part) && config.architecture.sub_norms;
+        in_range && (linear || norm || head_norm || sub_norm)
     };
     let name = file.tensors().map(|tensor| tensor.name).find(|name| !known(name)).unwrap_or("?");
     let architecture = config.architecture.name;
@@ -88,12 +95,20 @@ impl<'a> Finder<'a> {
         vector(&tensor, len)
     }
 
-    /// `name.weight`, and `name.bias` where the file has it.
+    /// `name.weight`, with `name.scale` and `name.bias` where the file has them.
     fn linear(&mut self, name: &str, rows: usize, columns: usize) -> Result<Linear<'a>> {
-        let weight = self.matrix(&format!("{name}.weight"), rows, columns)?;
-        let bias = format!("{name}.bias");
-        let bias = if self.file.tensor(&bias).is_some() { Some(self.vector(&bias, rows)?) } else { None };
-        Ok(Linear { weight, bias })
+        let mut weight = self.matrix(&format!("{name}.weight"), rows, columns)?;
+        if let Some(scale) = self.optional_vector(&format!("{name}.scale"), 1)? {
+            weight.scale *= scale[0];
+        }
+        if !weight.scale.is_finite() {
+            return Err(Error::Format(format!("tensor `{}` has the scale {}", weight.name, weight.scale)));
+        }
+        Ok(Linear { weight, bias: self.optional_vector(&format!("{name}.bias"), rows)? })
+    }
+
+    fn optional_vector(&mut self, name: &str, len: usize) -> Result<Option<Vec<f32>>> {
+        if self.file.tensor(name).is_some() { self.vector(name, len).map(Some) } else { Ok(None) }
     }
 }
 
@@ -116,5 +131,6 @@ pub fn vector(tensor: &Tensor<'_>, len: usize) -> Result<Vec<f32>> {
     values.try_reserve_exact(len).map_err(|_| crate::Error::NoMemory { what, bytes: 4 * len })?;
     values.resize(len, 0.0);
     tensor.format.dequantize(tensor.bytes, &mut values);
+    values.iter_mut().for_each(|value| *value *= tensor.scale);
     Ok(values)
 }

@@ -14,6 +14,7 @@ pub mod q5;
 pub mod q5_k;
 pub mod q6_k;
 pub mod q8_0;
+pub mod ternary;
 
 pub use q3_k::q3_k_as_q6_k;
 pub use q4_k::scales_k4;
@@ -37,6 +38,10 @@ pub enum Format {
     Q5_K = 13,
     Q6_K = 14,
     BF16 = 30,
+    TQ1_0 = 34,
+    TQ2_0 = 35,
+    /// bitnet.cpp's number; llama.cpp has retired it.
+    I2_S = 36,
 }
 
 /// A row of the table.
@@ -77,6 +82,9 @@ impl Format {
         Format::Q5_K,
         Format::Q6_K,
         Format::BF16,
+        Format::TQ1_0,
+        Format::TQ2_0,
+        Format::I2_S,
     ];
 
     /// The table: name, bytes and values of a block, and what they mean.
@@ -95,6 +103,9 @@ impl Format {
             Format::Q4_K => layout!("Q4_K", 144 => 256, q4_k::q4_k_block),
             Format::Q5_K => layout!("Q5_K", 176 => 256, q5_k::q5_k_block),
             Format::Q6_K => layout!("Q6_K", 210 => 256, q6_k::q6_k_block),
+            Format::TQ1_0 => layout!("TQ1_0", 54 => 256, ternary::tq1_0_block),
+            Format::TQ2_0 => layout!("TQ2_0", 66 => 256, ternary::tq2_0_block),
+            Format::I2_S => layout!("I2_S", 32 => 128, ternary::i2_s_block),
         }
     }
 
@@ -116,6 +127,17 @@ impl Format {
     /// Bytes in a block.
     pub fn block_bytes(self) -> usize {
         self.layout().block_bytes
+    }
+
+    /// Whether weights are -1, 0 and 1 times a scale. Models with such weights define that a row of activations is rounded to
+    /// int8 with one scale (BitNet b1.58).
+    pub fn is_ternary(self) -> bool {
+        matches!(self, Format::TQ1_0 | Format::TQ2_0 | Format::I2_S)
+    }
+
+    /// Bytes behind all blocks of a tensor.
+    pub fn tail_bytes(self) -> usize {
+        if self == Format::I2_S { ternary::I2_S_TAIL_BYTES } else { 0 }
     }
 
     /// Dequantizes whole blocks: `bytes.len() / block_bytes * block_len == out.len()`, else it panics.
@@ -151,13 +173,10 @@ pub fn id_name(id: u32) -> Option<&'static str> {
         31 => "Q4_0_4_4",
         32 => "Q4_0_4_8",
         33 => "Q4_0_8_8",
-        34 => "TQ1_0",
-        35 => "TQ2_0",
-        // BitNet's own converter uses 36 too; mainline retired this number.
-        36 => "I2_S or IQ4_NL_4_4",
-        37 => "IQ4_NL_4_8",
-        38 => "IQ4_NL_8_8",
-        39 => "MXFP4",
+        // bitnet.cpp uses 37 to 39 as well.
+        37 => "I8_S or IQ4_NL_4_8",
+        38 => "TL1 or IQ4_NL_8_8",
+        39 => "MXFP4 or TL2",
         40 => "NVFP4",
         41 => "Q1_0",
         42 => "Q2_0",
@@ -210,7 +229,8 @@ mod tests {
     #[test]
     fn every_format_dequantizes_to_the_bits_of_the_gguf_package() {
         let golden = golden();
-        for &format in Format::ALL {
+        // The package does not know I2_S: `ternary` compares it with TQ2_0.
+        for &format in Format::ALL.iter().filter(|&&format| format != Format::I2_S) {
             let (_, bytes, expected) = golden.iter().find(|record| record.0 == format).unwrap();
             let mut found = vec![f32::NAN; expected.len()];
             format.dequantize(bytes, &mut found);
@@ -234,7 +254,7 @@ mod tests {
 
     #[test]
     fn formats_that_do_not_run_here_have_names() {
-        for (id, name) in [(23, "IQ4_XS"), (35, "TQ2_0"), (39, "MXFP4")] {
+        for (id, name) in [(23, "IQ4_XS"), (38, "TL1 or IQ4_NL_8_8"), (39, "MXFP4 or TL2")] {
             assert_eq!(Format::from_id(id), None);
             assert_eq!(id_name(id), Some(name));
         }

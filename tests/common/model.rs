@@ -35,6 +35,11 @@ impl Formats {
         }
     }
 
+    /// As BitNet models have them.
+    pub fn ternary(format: Format) -> Formats {
+        Formats { embedding: Format::Q8_0, head: Format::Q6_K, ..Formats::all(format) }
+    }
+
     /// As in files called Q4_K_M: value and down projections and the head in Q6_K.
     pub fn q4_k_m() -> Formats {
         let more = Format::Q6_K;
@@ -75,7 +80,8 @@ pub struct ModelSpec {
 }
 
 impl ModelSpec {
-    /// Two layers of 256, Q8_0, no vocabulary. `architecture`: `llama`, `qwen2` (biases) or `qwen3` (q/k norms).
+    /// Two layers of 256, Q8_0, no vocabulary. `architecture`: `llama`, `qwen2` (biases), `qwen3` (q/k norms) or
+    /// `bitnet…` (sub-norms).
     pub fn tiny(architecture: &'static str) -> ModelSpec {
         ModelSpec {
             architecture,
@@ -178,6 +184,11 @@ fn write_tensors(writer: &mut GgufWriter, spec: &ModelSpec) {
         let (norms, biases) = (spec.architecture == "qwen3", spec.architecture == "qwen2");
         for part in ["attn_q_norm.weight", "attn_k_norm.weight"].into_iter().filter(|_| norms) {
             vector(writer, &mut rng, &name(part), spec.head_dim, 0.5, 1.5);
+        }
+        for (part, len) in [("attn_sub_norm.weight", query), ("ffn_sub_norm.weight", spec.intermediate)] {
+            if spec.architecture.starts_with("bitnet") {
+                vector(writer, &mut rng, &name(part), len, 0.5, 1.5);
+            }
         }
         let lens = [("attn_q.bias", query), ("attn_k.bias", key_value), ("attn_v.bias", key_value)];
         for (part, len) in lens.into_iter().filter(|_| biases) {

@@ -19,6 +19,13 @@ pub fn random_blocks(rng: &mut Rng, format: Format, count: usize, deviation: f32
     for block in bytes.chunks_exact_mut(block_bytes) {
         block.fill_with(|| rng.byte());
         fix_scales(rng, format, block, deviation);
+        if matches!(format, Format::TQ2_0 | Format::I2_S) {
+            block.iter_mut().take(64).for_each(|byte| *byte &= !((*byte & *byte << 1) & 0xAA)); // There is no code 3.
+        }
+    }
+    if format == Format::I2_S {
+        bytes.extend((deviation / 0.707).to_le_bytes());
+        bytes.resize(bytes.len() + format.tail_bytes() - 4, 0);
     }
     bytes
 }
@@ -60,6 +67,9 @@ fn fix_scales(rng: &mut Rng, format: Format, block: &mut [u8], deviation: f32) {
         }
         Format::Q3_K => put(block, 108, spread / (2.3 * 18.5)),
         Format::Q6_K => put(block, 208, spread / (18.5 * 74.0)),
+        Format::TQ1_0 => put(block, 52, spread / 0.816),
+        Format::TQ2_0 => put(block, 64, spread / 0.707),
+        Format::I2_S => {}
     }
 }
 

@@ -5,15 +5,19 @@ use crate::cpu::rows::Rows;
 use crate::cpu::threads::ThreadPool;
 use crate::cpu::{GEMM_ROWS_MAX, Kernels, tile};
 use crate::file::Tensor;
-use crate::quant::{self, Format};
+use crate::quant::{self, Format, ternary};
 use crate::tensor::{Arena, Buffer};
 use crate::{Error, Result};
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// Weights (rows = outputs, columns = inputs) in tiles of 16 rows; the last tile is filled up with zero rows.
 pub struct Matrix {
-    format: Format,
+    format: Format, // Of the tiles.
+    is_ternary: bool,
+    scale: f32, // Of every product and value.
     rows: usize,
     columns: usize,
     tiles: Buffer<u8>,
@@ -24,7 +28,7 @@ pub struct Matrix {
 pub type TileSums = [f32; GEMM_ROWS_MAX * tile::ROWS];
 
 impl Matrix {
-    /// What the tiles of a tensor take, in bytes.
+    /// What the tiles of a tensor take at the most, in bytes.
     pub fn tiles_bytes(weight: &Tensor<'_>, exact: bool) -> usize {
         let [columns, rows, ..] = weight.shape;
         rows.div_ceil(tile::ROWS).saturating_mul(tile::tile_bytes(Self::format(weight, exact), columns))
@@ -36,8 +40,18 @@ impl Matrix {
 
     /// The same values, exactly, in the kernels' layout, in memory of the arena. `exact`: as f32.
     pub fn repack(linear: &Linear<'_>, exact: bool, pool: &ThreadPool, arena: &mut Arena) -> Result<Self> {
-        let Tensor { format: source, shape: [columns, rows, ..], bytes, .. } = linear.weight;
-        let format = Self::format(&linear.weight, exact);
+        let Tensor { name, format: source, shape: [columns, rows, ..], bytes, scale } = linear.weight;
+        if matches!(source, Format::TQ2_0 | Format::I2_S) && has_code_3(source, bytes, pool)? {
+            return Err(Error::Format(format!("tensor `{name}`: a weight of {} is none of -1, 0, 1", source.name())));
+        }
+        let mut format = Self::format(&linear.weight, exact);
+        let mut scale = scale;
+        if format == Format::TQ2_0
+            && let Some(common) = common_scale(source, bytes)
+        {
+            // As in BitNet: without a scale in each block there is less to read, and sums are integers to the end.
+            (format, scale) = (Format::I2_S, scale * common);
+        }
         let row_bytes = columns / source.block_len() * source.block_bytes();
         let tile_bytes = tile::tile_bytes(format, columns);
         let count = rows.div_ceil(tile::ROWS);
@@ -65,7 +79,13 @@ impl Matrix {
                 tile::interleave(format, &rows[..count * row_bytes], row_bytes, place);
             }
         })?;
-        Ok(Matrix { format, rows, columns, tiles, bias: linear.bias.clone() })
+        let is_ternary = source.is_ternary();
+        Ok(Matrix { format, is_ternary, scale, rows, columns, tiles, bias: linear.bias.clone() })
+    }
+
+    /// Whether it is to be multiplied with rows that have one scale.
+    pub fn is_ternary(&self) -> bool {
+        self.is_ternary
     }
 
     /// Memory of the tiles.
@@ -99,6 +119,9 @@ impl Matrix {
         let tile_bytes = tile::tile_bytes(self.format, self.columns);
         let sums = &mut sums[..x.count() * tile::ROWS];
         kernels.gemm(self.format, &self.tiles[index * tile_bytes..][..tile_bytes], x, sums);
+        if self.scale != 1.0 {
+            sums.iter_mut().for_each(|sum| *sum *= self.scale);
+        }
         let sums = sums.as_chunks_mut().0;
         if let Some(bias) = &self.bias {
             let bias = &bias[index * tile::ROWS..];
@@ -122,6 +145,9 @@ impl Matrix {
             tile::block_of_row(self.format, blocks, row % tile::ROWS, &mut block[..block_bytes]);
             self.format.dequantize(&block[..block_bytes], out);
         }
+        if self.scale != 1.0 {
+            out.iter_mut().for_each(|value| *value *= self.scale);
+        }
     }
 }
 
@@ -134,11 +160,18 @@ fn fetch(bytes: &[u8]) {
 
 /// Rewrites rows of one format in another that holds the same values.
 fn convert(source: Format, rows: &[u8], format: Format, out: &mut [u8]) {
-    if source == Format::Q3_K && format == Format::Q6_K {
-        for (block, out) in rows.as_chunks().0.iter().zip(out.as_chunks_mut().0) {
-            quant::q3_k_as_q6_k(block, out);
+    match (source, format) {
+        (Format::Q3_K, Format::Q6_K) => return each_block(rows, out, quant::q3_k_as_q6_k),
+        (Format::TQ1_0, Format::TQ2_0) => return each_block(rows, out, ternary::tq1_0_as_tq2_0),
+        (Format::TQ2_0, Format::I2_S) => return each_block(rows, out, ternary::tq2_0_as_i2_s),
+        (Format::TQ1_0, Format::I2_S) => {
+            return each_block(rows, out, |block, out| {
+                let mut two_bits = [0; 66];
+                ternary::tq1_0_as_tq2_0(block, &mut two_bits);
+                ternary::tq2_0_as_i2_s(&two_bits, out);
+            });
         }
-        return;
+        _ => {}
     }
     let mut values = [0.0; 256]; // No block is longer.
     let values = &mut values[..source.block_len()];
@@ -148,6 +181,46 @@ fn convert(source: Format, rows: &[u8], format: Format, out: &mut [u8]) {
             *out = value.to_le_bytes();
         }
     }
+}
+
+/// Rewrites block by block.
+fn each_block<const FROM: usize, const TO: usize>(
+    rows: &[u8],
+    out: &mut [u8],
+    convert: impl Fn(&[u8; FROM], &mut [u8; TO]),
+) {
+    for (block, out) in rows.as_chunks().0.iter().zip(out.as_chunks_mut().0) {
+        convert(block, out);
+    }
+}
+
+/// The scale of all blocks of a ternary tensor that are not zero; None when they differ.
+fn common_scale(format: Format, bytes: &[u8]) -> Option<f32> {
+    let mut common = 0;
+    for block in bytes.chunks_exact(format.block_bytes()) {
+        let scale = u16::from_le_bytes([block[block.len() - 2], block[block.len() - 1]]);
+        if scale & 0x7FFF != 0 && scale != common {
+            if common != 0 {
+                return None;
+            }
+            common = scale;
+        }
+    }
+    Some(half::f16::from_bits(common).to_f32())
+}
+
+/// Whether a code of 2 bits is 3.
+fn has_code_3(format: Format, bytes: &[u8], pool: &ThreadPool) -> Result<bool> {
+    let found = AtomicBool::new(false);
+    let (block_bytes, codes) = if format == Format::TQ2_0 { (66, 64) } else { (32, 32) };
+    let blocks = bytes.len() / block_bytes;
+    pool.each(blocks, pool.grain(blocks), |_, range| {
+        let blocks = bytes[range.start * block_bytes..range.end * block_bytes].chunks_exact(block_bytes);
+        if blocks.into_iter().any(|block| ternary::has_code_3(&block[..codes])) {
+            found.store(true, Relaxed);
+        }
+    })?;
+    Ok(found.into_inner())
 }
 
 /// A slice whose parts are written by several threads, no part by two.
@@ -190,5 +263,91 @@ pub fn check_tokens(tokens: &[u32], vocab_len: usize) -> Result<()> {
             "token {} at index {i} is out of range: the vocabulary has {vocab_len}",
             tokens[i]
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::rows::{Quantization, RowsBuffer};
+    use crate::cpu::threads::PoolOptions;
+    use crate::cpu::{available, scalar::SCALAR};
+
+    const COLUMNS: usize = 512;
+    const ROWS: usize = 19;
+
+    /// Codes in some order, and the same matrix in TQ2_0: a few blocks are all zeros, by their codes or by their scale.
+    fn two_bits(scale: f32) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for b in 0..ROWS * COLUMNS / 256 {
+            let scale = half::f16::from_f32(if b % 7 == 3 { 0.0 } else { scale });
+            let byte =
+                |i: usize| if b % 5 == 2 { 0x55 } else { [0x00, 0x12, 0x94, 0x21, 0x68, 0xA5][(i * 31 + b) % 6] };
+            bytes.extend((0..64).map(byte));
+            bytes.extend(scale.to_le_bytes());
+        }
+        bytes
+    }
+
+    fn matrix(format: Format, bytes: &[u8], scale: f32, exact: bool) -> Matrix {
+        let shape = [COLUMNS, ROWS, 1, 1];
+        let linear = Linear { weight: Tensor { name: "w", format, shape, bytes, scale }, bias: None };
+        let pool = ThreadPool::start(PoolOptions { threads: 1, ..PoolOptions::default() }).expect("no thread");
+        let tiles = Matrix::tiles_bytes(&linear.weight, exact);
+        let mut arena = Arena::new("weights", std::iter::once(tiles)).expect("memory");
+        Matrix::repack(&linear, exact, &pool, &mut arena).expect("a good matrix")
+    }
+
+    fn products(matrix: &Matrix, kernels: &Kernels) -> Vec<u32> {
+        let mut x = RowsBuffer::new(3, COLUMNS).expect("memory");
+        let shards = x.shards(3);
+        // SAFETY: the only panel is taken once.
+        unsafe { shards.panel(0) }.fill(&SCALAR, Quantization::RoundedRow, |row, values| {
+            values.iter_mut().enumerate().for_each(|(i, value)| *value = ((i * 37 + row * 11) % 83) as f32 - 41.0);
+        });
+        let mut sums = [0.0; GEMM_ROWS_MAX * tile::ROWS];
+        let tiles = 0..matrix.tiles();
+        tiles
+            .flat_map(|index| matrix.product(kernels, index, x.rows(3), &mut sums).to_vec())
+            .flatten()
+            .map(f32::to_bits)
+            .collect()
+    }
+
+    #[test]
+    fn ternary_matrices_of_one_scale_are_the_same_whatever_the_file_holds() {
+        let bytes = two_bits(0.375);
+        let mut without_scales = vec![0; bytes.len() / 66 * 64];
+        each_block(&bytes, &mut without_scales, ternary::tq2_0_as_i2_s);
+        let ours = matrix(Format::TQ2_0, &bytes, 1.0, false);
+        let other = matrix(Format::I2_S, &without_scales, 0.375, false);
+        assert!(ours.format == Format::I2_S && ours.is_ternary() && other.format == Format::I2_S);
+        for kernels in available() {
+            assert_eq!(products(&ours, kernels), products(&other, kernels), "{}", kernels.name());
+        }
+        let (mut a, mut b) = ([0.0; COLUMNS], [0.0; COLUMNS]);
+        for row in 0..ROWS {
+            ours.row(row, &mut a);
+            other.row(row, &mut b);
+            assert_eq!(a, b);
+            let mut expected = [0.0; COLUMNS];
+            Format::TQ2_0.dequantize(&bytes[row * 132..][..132], &mut expected);
+            assert_eq!(a, expected);
+        }
+    }
+
+    #[test]
+    fn scales_that_differ_stay_with_their_blocks() {
+        let mut bytes = two_bits(0.375);
+        bytes[66 * 6 + 65] ^= 0x80;
+        let ours = matrix(Format::TQ2_0, &bytes, 1.0, false);
+        assert!(ours.format == Format::TQ2_0 && ours.is_ternary());
+        let exact = matrix(Format::TQ2_0, &bytes, 1.0, true);
+        assert!(exact.format == Format::F32 && exact.is_ternary());
+        let value = |bits: u32| f32::from_bits(bits);
+        for (found, expected) in products(&ours, &SCALAR).into_iter().zip(products(&exact, &SCALAR)) {
+            // Sums of up to 10^4, rounded in another order.
+            assert!((value(found) - value(expected)).abs() <= 1e-3, "{} {}", value(found), value(expected));
+        }
     }
 }

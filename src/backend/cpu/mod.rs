@@ -10,6 +10,7 @@ use super::{Backend, KvFormat, LayerWeights, Linear, Sequence, Shape, Weights};
 use crate::cpu::Kernels;
 use crate::cpu::threads::ThreadPool;
 use crate::file::{ModelFile, Tensor};
+use crate::quant::Format;
 use crate::tensor::{Arena, Buffer};
 use crate::{Error, Result};
 use matrix::Matrix;
@@ -49,8 +50,8 @@ enum Embedding {
     Tied,
     /// The file's tensor of this name.
     File(Arc<ModelFile>, String),
-    /// The file's bytes, copied.
-    Copied(Buffer<u8>, crate::quant::Format),
+    /// The file's bytes, copied, with the tensor's format and scale.
+    Copied(Buffer<u8>, Format, f32),
 }
 
 struct Layer {
@@ -60,10 +61,12 @@ struct Layer {
     v: Matrix,
     q_norm: Option<Vec<f32>>,
     k_norm: Option<Vec<f32>>,
+    attn_sub_norm: Option<Vec<f32>>,
     attn_output: Matrix,
     ffn_norm: Vec<f32>,
     gate: Matrix,
     up: Matrix,
+    ffn_sub_norm: Option<Vec<f32>>,
     down: Matrix,
 }
 
@@ -106,7 +109,7 @@ impl CpuBackend {
 fn copied(tensor: &Tensor<'_>) -> Result<Embedding> {
     let mut bytes = Buffer::zeroed("the embedding", tensor.bytes.len())?;
     bytes.copy_from_slice(tensor.bytes);
-    Ok(Embedding::Copied(bytes, tensor.format))
+    Ok(Embedding::Copied(bytes, tensor.format, tensor.scale))
 }
 
 impl Layer {
@@ -118,10 +121,12 @@ impl Layer {
             v: repack(weights.v)?,
             q_norm: weights.q_norm,
             k_norm: weights.k_norm,
+            attn_sub_norm: weights.attn_sub_norm,
             attn_output: repack(weights.attn_output)?,
             ffn_norm: weights.ffn_norm,
             gate: repack(weights.gate)?,
             up: repack(weights.up)?,
+            ffn_sub_norm: weights.ffn_sub_norm,
             down: repack(weights.down)?,
         })
     }
@@ -130,6 +135,9 @@ impl Layer {
         [&self.q, &self.k, &self.v, &self.attn_output, &self.gate, &self.up, &self.down]
     }
 }
+
+/// Columns of a matrix: 32-bit sums of int8 products over a whole row, some of them times 64, stay below 2^31.
+const COLUMNS_MAX: usize = 1 << 18;
 
 /// Widths that the kernels can take.
 fn check_shape(shape: &Shape) -> Result<()> {
@@ -142,6 +150,9 @@ fn check_shape(shape: &Shape) -> Result<()> {
     ] {
         if value % multiple != 0 {
             return Err(Error::Unsupported(format!("{what} {value} is not a multiple of {multiple}")));
+        }
+        if value > COLUMNS_MAX {
+            return Err(Error::Unsupported(format!("{what}: {value}, at most {COLUMNS_MAX}")));
         }
     }
     for (what, value, max) in [
@@ -169,7 +180,7 @@ impl Backend for CpuBackend {
     }
 
     fn weights_bytes(&self) -> usize {
-        let copied = if let Embedding::Copied(bytes, _) = &self.inner.embedding { bytes.bytes() } else { 0 };
+        let copied = if let Embedding::Copied(bytes, ..) = &self.inner.embedding { bytes.bytes() } else { 0 };
         self.weights_bytes_per_token() + copied
     }
 

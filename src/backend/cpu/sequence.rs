@@ -2,11 +2,11 @@
 //! along a sum.
 
 use super::attention;
-use super::kv_cache::{HEAD_DIM_MAX, KvCache};
+use super::kv_cache::KvCache;
 use super::matrix::{Disjoint, Matrix, TileSums, check_tokens, tiled_width};
 use super::{Embedding, Inner, Layer};
-use crate::backend::{KvFormat, Sequence};
-use crate::cpu::rows::{PANEL, Rows, RowsBuffer};
+use crate::backend::{Activation, KvFormat, Sequence};
+use crate::cpu::rows::{PANEL, Quantization, Rows, RowsBuffer};
 use crate::cpu::{GEMM_ROWS_MAX, tile};
 use crate::tensor::Buffer;
 use crate::{Error, Result};
@@ -61,32 +61,45 @@ impl CpuSequence {
         })
     }
 
-    /// RMSNorm of the residual stream's rows `from..tokens` into `normed`, row 0 on, quantized.
-    fn norm(&mut self, from: usize, weight: impl Fn(&Inner) -> &[f32]) -> Result<()> {
+    /// RMSNorm of the residual stream's rows `from..tokens` into `normed`, row 0 on, quantized for these matrices.
+    fn norm(&mut self, from: usize, weight: &[f32], matrices: &[&Matrix]) -> Result<()> {
         let (inner, hidden) = (&*self.inner, self.inner.shape.hidden);
-        let weight = weight(inner);
         let residual = &self.residual[from * hidden..self.tokens * hidden];
-        each_row(inner, &mut self.normed, self.tokens - from, |t, values| {
-            inner.kernels.rms_norm(&residual[t * hidden..][..hidden], weight, inner.shape.norm_epsilon, values);
+        each_row(inner, &mut self.normed, self.tokens - from, matrices, |t, values| {
+            values.copy_from_slice(&residual[t * hidden..][..hidden]);
+            inner.kernels.rms_norm(values, weight, inner.shape.norm_epsilon);
         })
     }
 }
 
-/// Writes `count` rows by `write(row, values)` and quantizes them, panel by panel in parallel.
+/// Writes `count` rows by `write(row, values)` and quantizes them for these matrices, panel by panel in parallel.
 fn each_row(
     inner: &Inner,
     rows: &mut RowsBuffer,
     count: usize,
+    matrices: &[&Matrix],
     write: impl Fn(usize, &mut [f32]) + Sync,
 ) -> Result<()> {
+    let how = match matrices.iter().any(|matrix| matrix.is_ternary()) {
+        false => Quantization::Blocks,
+        true if inner.exact => Quantization::RoundedRow,
+        true => Quantization::Row,
+    };
     let shards = rows.shards(count);
     inner.pool.each(shards.panels(), 1, |_, range| {
         for index in range {
             // SAFETY: each panel is taken by one job.
             let mut panel = unsafe { shards.panel(index) };
-            panel.fill(inner.kernels, |row, values| write(index * PANEL + row, values));
+            panel.fill(inner.kernels, how, |row, values| write(index * PANEL + row, values));
         }
     })
+}
+
+/// A norm that only some architectures have.
+fn norm_in_place(inner: &Inner, weight: &Option<Vec<f32>>, values: &mut [f32]) {
+    if let Some(weight) = weight {
+        inner.kernels.rms_norm(values, weight, inner.shape.norm_epsilon);
+    }
 }
 
 /// Multiplies activation rows with matrices side by side: `sink(matrix index, first output, activation row, 16 sums)`.
@@ -152,12 +165,12 @@ impl Sequence for CpuSequence {
     }
 
     fn attn_in(&mut self, layer: usize) -> Result<()> {
-        self.norm(0, |inner| &inner.layers[layer].attn_norm)?;
-        let inner = &*self.inner;
-        let Layer { q, k, v, .. } = &inner.layers[layer];
+        let inner = self.inner.clone();
+        let Layer { attn_norm, q, k, v, .. } = &inner.layers[layer];
+        self.norm(0, attn_norm, &[q, k, v])?;
         let widths = [inner.shape.query_heads * inner.shape.head_dim, tiled_width(k.rows()), tiled_width(v.rows())];
         let outs = [Disjoint::new(&mut self.q), Disjoint::new(&mut self.k), Disjoint::new(&mut self.v)];
-        project(inner, &[q, k, v], self.normed.rows(self.tokens), |m, row, t, sums| {
+        project(&inner, &[q, k, v], self.normed.rows(self.tokens), |m, row, t, sums| {
             let at = t * widths[m] + row;
             // SAFETY: each tile of each row is taken by one job.
             unsafe { outs[m].range(at..at + tile::ROWS) }.copy_from_slice(sums);
@@ -175,7 +188,10 @@ impl Sequence for CpuSequence {
             q: &self.q,
         };
         pass.run(&mut self.attention, &mut self.attended.values)?;
-        each_row(&self.inner, &mut self.attended, self.tokens, |_, _| ())
+        let Layer { attn_sub_norm, attn_output, .. } = &self.inner.layers[layer];
+        each_row(&self.inner, &mut self.attended, self.tokens, &[attn_output], |_, values| {
+            norm_in_place(&self.inner, attn_sub_norm, values);
+        })
     }
 
     fn attn_out(&mut self, layer: usize) -> Result<()> {
@@ -184,9 +200,9 @@ impl Sequence for CpuSequence {
     }
 
     fn ffn_in(&mut self, layer: usize) -> Result<()> {
-        self.norm(0, |inner| &inner.layers[layer].ffn_norm)?;
-        let inner = &*self.inner;
-        let Layer { gate, up, .. } = &inner.layers[layer];
+        let inner = &*self.inner.clone();
+        let Layer { ffn_norm, gate, up, ffn_sub_norm, down, .. } = &inner.layers[layer];
+        self.norm(0, ffn_norm, &[gate, up])?;
         let (width, kernels) = (inner.shape.intermediate, inner.kernels);
         let x = self.normed.rows(self.tokens);
         let out = Disjoint::new(&mut self.activated.values);
@@ -198,7 +214,10 @@ impl Sequence for CpuSequence {
                 for index in range.clone() {
                     let gates = gate.product(kernels, index, x, &mut gates);
                     let ups = up.product(kernels, index, x, &mut ups);
-                    kernels.silu_mul(gates.as_flattened_mut(), ups.as_flattened());
+                    match inner.shape.activation {
+                        Activation::Silu => kernels.silu_mul(gates.as_flattened_mut(), ups.as_flattened()),
+                        Activation::Relu2 => kernels.relu2_mul(gates.as_flattened_mut(), ups.as_flattened()),
+                    }
                     for (t, activated) in gates.iter().enumerate() {
                         let at = (from + t) * width + index * tile::ROWS;
                         // SAFETY: each tile of each row is taken by one job.
@@ -207,7 +226,9 @@ impl Sequence for CpuSequence {
                 }
             }
         })?;
-        each_row(inner, &mut self.activated, self.tokens, |_, _| ())
+        each_row(inner, &mut self.activated, self.tokens, &[down], |_, values| {
+            norm_in_place(inner, ffn_sub_norm, values)
+        })
     }
 
     fn ffn_out(&mut self, layer: usize) -> Result<()> {
@@ -216,7 +237,8 @@ impl Sequence for CpuSequence {
     }
 
     fn head(&mut self) -> Result<()> {
-        self.norm(self.tokens - 1, |inner| &inner.output_norm)?;
+        let inner = self.inner.clone();
+        self.norm(self.tokens - 1, &inner.output_norm, &[&inner.head])?;
         let logits = Disjoint::new(&mut self.logits);
         project(&self.inner, &[&self.inner.head], self.normed.rows(1), |_, row, _, sums| {
             // SAFETY: each tile is taken by one job.
@@ -256,9 +278,7 @@ impl CpuSequence {
             for t in range {
                 let (cos, sin) = (&cos[t * pairs..][..pairs], &sin[t * pairs..][..pairs]);
                 let rotate = |head: &mut [f32], norm: &Option<Vec<f32>>| {
-                    if let Some(norm) = norm {
-                        rms_norm_in_place(inner, head, norm);
-                    }
+                    norm_in_place(inner, norm, head);
                     kernels.rope(head, cos, sin, shape.rope_adjacent);
                 };
                 // SAFETY: each token is taken by one job, and so are its rows and its places in the cache.
@@ -281,26 +301,20 @@ impl CpuSequence {
     }
 }
 
-fn rms_norm_in_place(inner: &Inner, head: &mut [f32], weight: &[f32]) {
-    let mut out = [0.0; HEAD_DIM_MAX];
-    let out = &mut out[..head.len()];
-    inner.kernels.rms_norm(head, weight, inner.shape.norm_epsilon, out);
-    head.copy_from_slice(out);
-}
-
 fn embedding_row(inner: &Inner, token: usize, out: &mut [f32]) -> Result<()> {
-    let (bytes, format) = match &inner.embedding {
+    let (bytes, format, scale) = match &inner.embedding {
         Embedding::Tied => {
             inner.head.row(token, out);
             return Ok(());
         }
-        Embedding::Copied(bytes, format) => (&**bytes, *format),
+        Embedding::Copied(bytes, format, scale) => (&**bytes, *format, *scale),
         Embedding::File(file, name) => {
             let tensor = file.tensor(name).ok_or(Error::Internal("the embedding has left the file".into()))?;
-            (tensor.bytes, tensor.format)
+            (tensor.bytes, tensor.format, tensor.scale)
         }
     };
     let row_bytes = out.len() / format.block_len() * format.block_bytes();
     format.dequantize(&bytes[token * row_bytes..][..row_bytes], out);
+    out.iter_mut().for_each(|value| *value *= scale);
     Ok(())
 }

@@ -29,8 +29,10 @@ pub static AVX2: Kernels = Kernels {
     gemm_q5_k: gemm256::k::<Maddubs, 5>,
     gemm_q6_k: gemm256::q6_k::<Maddubs>,
     quantize,
+    quantize_row,
     rms_norm,
     silu_mul,
+    relu2_mul,
     rope,
     softmax_stats,
     attend,
@@ -41,6 +43,7 @@ pub static AVX2: Kernels = Kernels {
     keys_from_i8,
     values_from_i8,
     add_rotated,
+    ..super::super::scalar::SCALAR
 };
 
 elementwise!("avx2,fma,f16c");

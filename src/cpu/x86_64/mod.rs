@@ -13,12 +13,20 @@ macro_rules! elementwise {
             lanes::quantize(x, out, stride);
         }
         #[target_feature(enable = $features)]
-        fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
-            lanes::rms_norm(x, weight, epsilon, out);
+        fn quantize_row(x: &[f32], out: &mut [Block], stride: usize) {
+            lanes::quantize_row(x, out, stride);
+        }
+        #[target_feature(enable = $features)]
+        fn rms_norm(x: &mut [f32], weight: &[f32], epsilon: f32) {
+            lanes::rms_norm(x, weight, epsilon);
         }
         #[target_feature(enable = $features)]
         fn silu_mul(gate: &mut [f32], up: &[f32]) {
             lanes::silu_mul(gate, up);
+        }
+        #[target_feature(enable = $features)]
+        fn relu2_mul(gate: &mut [f32], up: &[f32]) {
+            lanes::relu2_mul(gate, up);
         }
         #[target_feature(enable = $features)]
         fn rope(head: &mut [f32], cos: &[f32], sin: &[f32], adjacent: bool) {

@@ -26,6 +26,7 @@ VALUES = 768
 HALVES = {
     T.Q4_0: [0], T.Q4_1: [0, 2], T.Q5_0: [0], T.Q5_1: [0, 2], T.Q8_0: [0],
     T.Q2_K: [80, 82], T.Q3_K: [108], T.Q4_K: [0, 2], T.Q5_K: [0, 2], T.Q6_K: [208],
+    T.TQ1_0: [52], T.TQ2_0: [64],
 }
 CORNERS = [0x7BFF, 0xFBFF, 0x0001, 0x0000, 0x8000, 0x3C00]  # max, -max, smallest subnormal, 0, -0, 1
 

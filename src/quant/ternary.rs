@@ -1,0 +1,162 @@
+//! Ternary weights, -1, 0 and 1: TQ1_0 and TQ2_0 of llama.cpp, I2_S of bitnet.cpp.
+//!
+//! TQ2_0, 256 values:
+//!
+//! | bytes | field |
+//! |---|---|
+//! | 0..64 | `q[64]`: four codes of 2 bits each |
+//! | 64..66 | `scale`: f16 |
+//!
+//! Code `e` is bits `2((e % 128) / 32)..` of `q[e / 128 * 32 + e % 32]`; `value[e] = scale * (code - 1)`. Codes are 0 to 2.
+//!
+//! TQ1_0, 256 values:
+//!
+//! | bytes | field |
+//! |---|---|
+//! | 0..48 | `q[48]`: five codes of base 3 each |
+//! | 48..52 | `h[4]`: four codes of base 3 each |
+//! | 52..54 | `scale`: f16 |
+//!
+//! A byte is a fraction of 256 whose first digits in base 3 are the codes: code n is `(byte * 3^n mod 256) * 3 / 256`,
+//! rounded down. Codes 0 to 159 are digits 0 to 4 of `q[0..32]`, byte by byte for each digit; 160 to 239 those of `q[32..48]`;
+//! 240 to 255 digits 0 to 3 of `h`.
+//!
+//! I2_S, 128 values in 32 bytes: code `e` is bits `6 - 2(e / 32)..` of byte `e % 32`. `value[e] = code - 1`: the scale is the
+//! tensor's, an f32 behind all its blocks (`file::Tensor::scale`). This is the layout of `bitnet-b1.58-2B-4T-gguf`. bitnet.cpp
+//! writes others under the same id when it quantizes on ARM or in some builds, and nothing in a file tells them apart.
+
+use super::f16_at;
+
+/// The bytes behind an I2_S tensor's blocks: its scale, and padding.
+pub const I2_S_TAIL_BYTES: usize = 32;
+
+pub(super) fn tq2_0_block(block: &[u8; 66], out: &mut [f32; 256]) {
+    let scale = f16_at(block, 64);
+    for (e, out) in out.iter_mut().enumerate() {
+        let code = block[e / 128 * 32 + e % 32] >> (2 * (e % 128 / 32)) & 3;
+        *out = scale * (f32::from(code) - 1.0);
+    }
+}
+
+pub(super) fn tq1_0_block(block: &[u8; 54], out: &mut [f32; 256]) {
+    let scale = f16_at(block, 52);
+    for (out, code) in out.iter_mut().zip(tq1_0_codes(block)) {
+        *out = scale * (f32::from(code) - 1.0);
+    }
+}
+
+/// The 256 codes of a TQ1_0 block, 0 to 2 each.
+pub fn tq1_0_codes(block: &[u8; 54]) -> [u8; 256] {
+    const POWERS: [u8; 5] = [1, 3, 9, 27, 81];
+    let digit = |byte: u8, n: usize| ((u16::from(byte.wrapping_mul(POWERS[n])) * 3) >> 8) as u8;
+    std::array::from_fn(|e| match e {
+        0..160 => digit(block[e % 32], e / 32),
+        160..240 => digit(block[32 + e % 16], (e - 160) / 16),
+        _ => digit(block[48 + e % 4], (e - 240) / 4),
+    })
+}
+
+pub(super) fn i2_s_block(block: &[u8; 32], out: &mut [f32; 128]) {
+    for (e, out) in out.iter_mut().enumerate() {
+        let code = block[e % 32] >> (6 - 2 * (e / 32)) & 3;
+        *out = f32::from(code) - 1.0;
+    }
+}
+
+/// Whether these bytes of 2-bit codes hold a 3, which no ternary weight is.
+pub fn has_code_3(bytes: &[u8]) -> bool {
+    bytes.iter().fold(0, |found, byte| found | byte & byte >> 1 & 0x55) != 0
+}
+
+/// A TQ2_0 block of 256 codes from a TQ1_0 block: the same values.
+pub fn tq1_0_as_tq2_0(block: &[u8; 54], out: &mut [u8; 66]) {
+    let codes = tq1_0_codes(block);
+    for (i, out) in out[..64].iter_mut().enumerate() {
+        let first = i / 32 * 128 + i % 32;
+        *out = (0..4).fold(0, |byte, l| byte | codes[first + 32 * l] << (2 * l));
+    }
+    out[64..].copy_from_slice(&block[52..]);
+}
+
+/// Two I2_S blocks with the codes of a TQ2_0 block; without a scale, so that all are 0 where that one's scale is 0.
+pub fn tq2_0_as_i2_s(block: &[u8; 66], out: &mut [u8; 64]) {
+    const ZEROS: u8 = 0b0101_0101;
+    let zero = block[64] == 0 && block[65] & 0x7F == 0;
+    for (out, byte) in out.iter_mut().zip(&block[..64]) {
+        // The four codes in the opposite order.
+        let swapped = byte.rotate_left(4);
+        *out = if zero { ZEROS } else { (swapped & 0x33) << 2 | (swapped & 0xCC) >> 2 };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Format;
+    use super::*;
+
+    /// 256 codes, all of a kind and mixed.
+    fn codes(seed: usize) -> [u8; 256] {
+        std::array::from_fn(|e| if seed < 3 { seed as u8 } else { ((e * 7919 + seed * 104_729) >> 3) as u8 % 3 })
+    }
+
+    /// TQ1_0's bytes, by the definition: the least byte whose digits are the codes.
+    fn tq1_0_of(codes: &[u8; 256]) -> [u8; 54] {
+        let pack = |digits: [u8; 5]| {
+            let number = digits.iter().fold(0u16, |number, digit| number * 3 + u16::from(*digit));
+            (number * 256).div_ceil(243) as u8
+        };
+        let mut block = [0; 54];
+        for i in 0..32 {
+            block[i] = pack(std::array::from_fn(|n| codes[32 * n + i]));
+        }
+        for i in 0..16 {
+            block[32 + i] = pack(std::array::from_fn(|n| codes[160 + 16 * n + i]));
+        }
+        for i in 0..4 {
+            block[48 + i] = pack(std::array::from_fn(|n| if n < 4 { codes[240 + 4 * n + i] } else { 0 }));
+        }
+        block
+    }
+
+    #[test]
+    fn base_3_and_2_bits_hold_the_same_codes() {
+        for seed in 0..40 {
+            let codes = codes(seed);
+            let mut block = tq1_0_of(&codes);
+            block[52..].copy_from_slice(&half::f16::from_f32(0.75).to_le_bytes());
+            assert_eq!(tq1_0_codes(&block), codes);
+            let mut two_bits = [0; 66];
+            tq1_0_as_tq2_0(&block, &mut two_bits);
+            let (mut a, mut b) = ([f32::NAN; 256], [f32::NAN; 256]);
+            Format::TQ1_0.dequantize(&block, &mut a);
+            Format::TQ2_0.dequantize(&two_bits, &mut b);
+            assert_eq!(a, b);
+            let mut without_scale = [0; 64];
+            tq2_0_as_i2_s(&two_bits, &mut without_scale);
+            Format::I2_S.dequantize(&without_scale, &mut b);
+            assert_eq!(a, b.map(|value| 0.75 * value));
+        }
+    }
+
+    #[test]
+    fn a_block_without_a_scale_is_zero() {
+        for sign in [0, 0x80] {
+            let mut block = [0; 66];
+            block[65] = sign;
+            let mut out = [0; 64];
+            tq2_0_as_i2_s(&block, &mut out);
+            let mut values = [f32::NAN; 256];
+            Format::I2_S.dequantize(&out, &mut values);
+            assert_eq!(values, [0.0; 256]);
+        }
+    }
+
+    #[test]
+    fn code_3_is_found_in_each_place() {
+        let good: Vec<u8> = (0..=255).filter(|byte| (0..4).all(|l| byte >> (2 * l) & 3 != 3)).collect();
+        assert!(good.len() == 81 && !has_code_3(&good));
+        for bad in (0..=255u8).filter(|byte| !good.contains(byte)) {
+            assert!(has_code_3(&[0, bad, 0x55]));
+        }
+    }
+}
