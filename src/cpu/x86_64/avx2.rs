@@ -2,14 +2,15 @@
 //!
 //! A 256-bit register holds 8 of a tile's 16 rows, one per 32-bit lane. `vpmaddubsw` multiplies unsigned codes with signed
 //! activations and adds pairs into 16 bits, which cannot saturate: pairs stay below 2 · 15 · 127 = 3,810 for 4-bit codes,
-//! so 8 may be added before they are widened; 4 for 5 bits, 2 for 6 bits; for int8 one (2 · 128 · 127 = 32,512).
+//! so 8 may be added before they are widened; 4 for 5 bits, 2 for 6 bits; for int8 one (2 · 128 · 127 = 32,512); for codes
+//! of 0 to 2 there may be 64 (64 · 2 · 2 · 127 = 32,512).
 
 use super::super::attention::attention;
 use super::super::lanes::{self, ATTENTION_TILE, SoftmaxState};
 use super::super::rows::{BLOCK, Block, Micro, Rows, SUM};
 use super::super::{Kernels, tile};
-use super::elementwise;
 use super::gemm256::{self, Codes, Dot, HALVES, LANES, broadcast, load, load_f16, load_half, store};
+use super::{elementwise, ternary256};
 use std::arch::x86_64::*;
 
 pub static AVX2: Kernels = Kernels {
@@ -28,6 +29,8 @@ pub static AVX2: Kernels = Kernels {
     gemm_q4_k: gemm256::k::<Maddubs, 4>,
     gemm_q5_k: gemm256::k::<Maddubs, 5>,
     gemm_q6_k: gemm256::q6_k::<Maddubs>,
+    gemm_tq2_0: ternary256::gemm::<Maddubs, true>,
+    gemm_i2_s: ternary256::gemm::<Maddubs, false>,
     quantize,
     quantize_row,
     rms_norm,
@@ -43,7 +46,6 @@ pub static AVX2: Kernels = Kernels {
     keys_from_i8,
     values_from_i8,
     add_rotated,
-    ..super::super::scalar::SCALAR
 };
 
 elementwise!("avx2,fma,f16c");
@@ -124,6 +126,48 @@ impl Dot for Maddubs {
             }
         }
         sums
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn ternary<const M: usize>(codes: &[Codes; 4], x: [&[Block; M]; 4]) -> [[__m256i; HALVES]; M] {
+        let mut pairs = [[_mm256_setzero_si256(); HALVES]; M];
+        for f in 0..4 {
+            for v in 0..8 {
+                for m in 0..M {
+                    let quants = broadcast(&x[f][m], v);
+                    for h in 0..HALVES {
+                        let products = _mm256_maddubs_epi16(codes[f][v][h], quants);
+                        pairs[m][h] = _mm256_add_epi16(pairs[m][h], products);
+                    }
+                }
+            }
+        }
+        let mut sums = [[_mm256_setzero_si256(); HALVES]; M];
+        for m in 0..M {
+            sums[m] = [widen(pairs[m][0]), widen(pairs[m][1])];
+        }
+        sums
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn ternary_row<const SCALED: bool>(lines: &[u8], x: [&Block; 4]) -> [__m256i; HALVES] {
+        let three = _mm256_set1_epi8(3);
+        let lines = &lines[..ternary256::LINES];
+        let mut pairs = [_mm256_setzero_si256(); HALVES];
+        for v in 0..8 {
+            let bytes = [load(lines, 64 * v), load(lines, 64 * v + 32)];
+            for f in 0..4 {
+                let by = _mm_cvtsi32_si128(ternary256::shift::<SCALED>(f) as i32);
+                let quants = broadcast(x[f], v);
+                for h in 0..HALVES {
+                    let codes = _mm256_and_si256(_mm256_srl_epi16(bytes[h], by), three);
+                    pairs[h] = _mm256_add_epi16(pairs[h], _mm256_maddubs_epi16(codes, quants));
+                }
+            }
+        }
+        [widen(pairs[0]), widen(pairs[1])]
     }
 }
 

@@ -9,7 +9,7 @@ use super::super::attention::attention;
 use super::super::lanes::{self, ATTENTION_TILE, SoftmaxState};
 use super::super::rows::{Block, Micro, Rows};
 use super::super::{Kernels, tile};
-use super::elementwise;
+use super::{elementwise, ternary512};
 use crate::quant::Format;
 use std::arch::x86_64::*;
 
@@ -34,6 +34,8 @@ pub static AVX512_VNNI: Kernels = Kernels {
     gemm_q4_k: gemm_k::<4>,
     gemm_q5_k: gemm_k::<5>,
     gemm_q6_k,
+    gemm_tq2_0: ternary512::gemm::<true>,
+    gemm_i2_s: ternary512::gemm::<false>,
     quantize,
     quantize_row,
     rms_norm,
@@ -62,7 +64,7 @@ attention! {
 /// 64 bytes at `offset`.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn load(bytes: &[u8], offset: usize) -> __m512i {
+pub fn load(bytes: &[u8], offset: usize) -> __m512i {
     let bytes: &[u8; 64] = bytes[offset..].first_chunk().expect("a tile is whole");
     // SAFETY: 64 readable bytes; the load needs no alignment.
     unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
@@ -80,14 +82,14 @@ fn load_half(bytes: &[u8], offset: usize) -> __m256i {
 /// 16 f16 at `offset`, as f32.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn load_f16(bytes: &[u8], offset: usize) -> __m512 {
+pub fn load_f16(bytes: &[u8], offset: usize) -> __m512 {
     _mm512_cvtph_ps(load_half(bytes, offset))
 }
 
 /// The activations of columns `4 * v..4 * v + 4`, in every lane.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn broadcast(x: &Block, v: usize) -> __m512i {
+pub fn broadcast(x: &Block, v: usize) -> __m512i {
     let four: &[i8; 4] = x.quants[4 * v..].first_chunk().expect("inside a block");
     _mm512_set1_epi32(i32::from_le_bytes(four.map(|quant| quant as u8)))
 }
@@ -108,6 +110,8 @@ macro_rules! each_micro {
     };
 }
 
+pub(super) use each_micro;
+
 /// Runs the body for each m below M (16 at most), written out, so that what the body indexes with m stays in registers.
 macro_rules! unrolled {
     ($m:ident < $M:ident, $body:block) => {
@@ -123,17 +127,19 @@ macro_rules! unrolled {
     };
 }
 
+pub(super) use unrolled;
+
 /// Sums of M activation rows, 16 each.
-type Sums<const M: usize> = [[f32; tile::ROWS]; M];
+pub type Sums<const M: usize> = [[f32; tile::ROWS]; M];
 
 /// The sums of activation row t.
-fn row(out: &mut [f32], t: usize) -> &mut Sums<1> {
+pub fn row(out: &mut [f32], t: usize) -> &mut Sums<1> {
     out[t * tile::ROWS..].as_chunks_mut().0.first_chunk_mut().expect("out is whole")
 }
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn store<const M: usize>(out: &mut Sums<M>, sums: [__m512; M]) {
+pub fn store<const M: usize>(out: &mut Sums<M>, sums: [__m512; M]) {
     for (out, sums) in out.iter_mut().zip(sums) {
         // SAFETY: 16 writable floats; the store needs no alignment.
         unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sums) };

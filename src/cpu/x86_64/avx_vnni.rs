@@ -7,7 +7,8 @@
 use super::super::Kernels;
 use super::super::rows::Block;
 use super::avx2::AVX2;
-use super::gemm256::{self, Codes, Dot, HALVES, broadcast};
+use super::gemm256::{self, Codes, Dot, HALVES, broadcast, load};
+use super::ternary256;
 use std::arch::asm;
 use std::arch::x86_64::*;
 
@@ -32,6 +33,8 @@ const fn table<const EVEX: bool>(name: &'static str, available: fn() -> bool) ->
         gemm_q4_k: gemm256::k::<Dpbusd<EVEX>, 4>,
         gemm_q5_k: gemm256::k::<Dpbusd<EVEX>, 5>,
         gemm_q6_k: gemm256::q6_k::<Dpbusd<EVEX>>,
+        gemm_tq2_0: ternary256::gemm::<Dpbusd<EVEX>, true>,
+        gemm_i2_s: ternary256::gemm::<Dpbusd<EVEX>, false>,
         ..AVX2
     }
 }
@@ -119,5 +122,48 @@ impl<const EVEX: bool> Dot for Dpbusd<EVEX> {
             }
         }
         integers
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn ternary<const M: usize>(codes: &[Codes; 4], x: [&[Block; M]; 4]) -> [[__m256i; HALVES]; M] {
+        let mut sums = [[_mm256_setzero_si256(); HALVES]; M];
+        for f in 0..4 {
+            for v in 0..8 {
+                for m in 0..M {
+                    let quants = broadcast(&x[f][m], v);
+                    for h in 0..HALVES {
+                        sums[m][h] = dpbusd::<EVEX>(sums[m][h], codes[f][v][h], quants);
+                    }
+                }
+            }
+        }
+        sums
+    }
+
+    /// Codes stay where they are in a byte, as in `ternary512`.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn ternary_row<const SCALED: bool>(lines: &[u8], x: [&Block; 4]) -> [__m256i; HALVES] {
+        let lines = &lines[..ternary256::LINES];
+        let mut fields = [[_mm256_setzero_si256(); HALVES]; 4];
+        for v in 0..8 {
+            let bytes = [load(lines, 64 * v), load(lines, 64 * v + 32)];
+            for f in 0..4 {
+                let mask = _mm256_set1_epi8((3 << ternary256::shift::<SCALED>(f)) as u8 as i8);
+                let quants = broadcast(x[f], v);
+                for h in 0..HALVES {
+                    fields[f][h] = dpbusd::<EVEX>(fields[f][h], _mm256_and_si256(bytes[h], mask), quants);
+                }
+            }
+        }
+        let mut sums = [_mm256_setzero_si256(); HALVES];
+        for f in 0..4 {
+            let by = _mm_cvtsi32_si128(ternary256::shift::<SCALED>(f) as i32);
+            for h in 0..HALVES {
+                sums[h] = _mm256_add_epi32(sums[h], _mm256_sra_epi32(fields[f][h], by));
+            }
+        }
+        sums
     }
 }

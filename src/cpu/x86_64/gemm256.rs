@@ -41,6 +41,18 @@ pub trait Dot {
         x: &[Block; M],
         scales: [[__m256i; HALVES]; 2],
     ) -> [[__m256i; HALVES]; M];
+
+    /// `Σ code · quant` over 128 columns of codes of 0, 1 or 2, by 32 columns.
+    ///
+    /// # Safety
+    /// As for `block`.
+    unsafe fn ternary<const M: usize>(codes: &[Codes; 4], x: [&[Block; M]; 4]) -> [[__m256i; HALVES]; M];
+
+    /// The same for one activation row, from the lines of a tile: I2_S, or TQ2_0 if SCALED.
+    ///
+    /// # Safety
+    /// As for `block`.
+    unsafe fn ternary_row<const SCALED: bool>(lines: &[u8], x: [&Block; 4]) -> [__m256i; HALVES];
 }
 
 /// 32 bytes at `offset`.

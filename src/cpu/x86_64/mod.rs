@@ -4,6 +4,8 @@ pub mod avx2;
 pub mod avx512;
 pub mod avx_vnni;
 mod gemm256;
+mod ternary256;
+mod ternary512;
 
 /// Defines the functions of `lanes` that are compiled for an instruction set.
 macro_rules! elementwise {
