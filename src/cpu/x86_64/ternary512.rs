@@ -9,7 +9,7 @@
 
 use super::super::rows::{Block, Micro, Rows};
 use super::super::tile;
-use super::avx512::{Sums, broadcast, each_micro, load, load_f16, row, store, unrolled};
+use super::avx512::{Sums, broadcast, each_micro, load, load_f16, load_in_order, row, store, unrolled};
 use std::arch::x86_64::*;
 
 /// Bytes of 128 columns of a tile.
@@ -132,7 +132,7 @@ fn blocks_of(x: Micro<'_, 1>, first: usize) -> [&Block; 4] {
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn add_fields<const SCALED: bool>(lines: &[u8], x: [&Block; 4], sums: &mut [__m512i; 8]) {
     for v in 0..8 {
-        let bytes = load(lines, 64 * v);
+        let bytes = load_in_order(lines, 64 * v);
         for f in 0..4 {
             let mask = _mm512_set1_epi8((3 << shift::<SCALED>(f)) as u8 as i8);
             let at = 4 * (v % 2) + f;
