@@ -1,11 +1,15 @@
 //! What each GEMM kernel does alone, on one thread, beside what memory delivers.
 //!
 //!     cargo bench --bench kernels [-- TABLE...]         all tables of this machine, or some
+//!     cargo bench --bench kernels -- --gemv FORMAT ROWSxCOLUMNS...     all tables
 //!     cargo bench --bench kernels -- --once FORMAT ROWS COLUMNS
 //!
 //! Decode is one activation row, in GB/s of weights: `cached` takes one tile again and again, `memory` walks through
 //! more than any cache holds. Prefill is many rows, in 10^9 multiplications and additions per second. The best of
 //! several runs; nothing else should run on the machine.
+//!
+//! `--gemv` multiplies whole matrices with one activation row, in microseconds and GB/s of weights, best and median: `hot`
+//! is the same matrix again and again, `cold` the next one of as many as make 512 MiB.
 //!
 //! `--once` makes one call of the best table between two marks, which benches/arm/cost.py traces.
 
@@ -19,6 +23,8 @@ use std::time::Instant;
 const COLUMNS: usize = 2048;
 /// More than the caches hold.
 const MEMORY_BYTES: usize = 128 << 20;
+/// As many bytes of matrices as a cold GEMV walks through.
+const COLD_BYTES: usize = 512 << 20;
 /// What every byte of a weight is: as a scale of any float format it is finite and normal, and it has no ternary code 3.
 const WEIGHT: u8 = 0x21;
 
@@ -29,11 +35,16 @@ fn main() {
     {
         return run_once(format, rows.parse().expect("rows"), columns.parse().expect("columns"));
     }
+    if let [gemv, format, shapes @ ..] = &arguments[..]
+        && gemv == "--gemv"
+    {
+        return gemvs(format_of(format), shapes);
+    }
     let tables: Vec<_> = match &arguments[..] {
         [] => cpu::available().collect(),
         names => names.iter().map(|name| cpu::select(Some(name)).unwrap_or_else(|error| panic!("{error}"))).collect(),
     };
-    let memory = vec![WEIGHT; MEMORY_BYTES];
+    let memory = weights(MEMORY_BYTES);
     println!("memory: {:.1} GB/s read by one thread", best(5, || sum(&memory)) * MEMORY_BYTES as f64 / 1e9);
     for kernels in tables {
         println!("\n{:<20} decode, GB/s of weights        prefill, GMAC/s", kernels.name());
@@ -68,6 +79,55 @@ fn speeds(kernels: &Kernels, format: Format, memory: &[u8]) -> [f64; 4] {
     };
     let from_memory = best(3, walk) * (memory.len() / tile.len() * tile.len()) as f64;
     [cached, from_memory, few, many].map(|per_second| per_second / 1e9)
+}
+
+/// GEMVs of matrices of these shapes, `ROWSxCOLUMNS`.
+fn gemvs(format: Format, shapes: &[String]) {
+    println!("{} on one thread         hot, us (GB/s)              cold, us (GB/s)", format.name());
+    println!("{:<22} {:<12} {:>8} {:>16} {:>10} {:>16}", "", "", "best", "median", "best", "median");
+    let memory = weights(COLD_BYTES);
+    for shape in shapes {
+        let (rows, columns) = shape.split_once('x').expect("ROWSxCOLUMNS");
+        let (rows, columns): (usize, usize) = (rows.parse().expect("rows"), columns.parse().expect("columns"));
+        let tile_bytes = tile::tile_bytes(format, columns);
+        let bytes = rows.div_ceil(tile::ROWS) * tile_bytes;
+        for kernels in cpu::available() {
+            let x = activations(kernels, format, 1, columns);
+            let mut out = [0.0; tile::ROWS];
+            let mut time = |matrix: &[u8]| {
+                let start = Instant::now();
+                for tile in matrix.chunks_exact(tile_bytes) {
+                    kernels.gemm(format, tile, x.rows(1), black_box(&mut out));
+                }
+                start.elapsed().as_secs_f64()
+            };
+            let hot = (0..201).map(|_| time(&memory[..bytes]));
+            let mut hot: Vec<f64> = hot.collect();
+            let mut cold: Vec<f64> = memory.chunks_exact(bytes).map(time).collect();
+            print!("{:<22} {shape:<12}", kernels.name());
+            for times in [&mut hot, &mut cold] {
+                times.sort_by(f64::total_cmp);
+                for seconds in [times[0], times[times.len() / 2]] {
+                    print!(" {:>8.1} ({:>5.1})", seconds * 1e6, bytes as f64 / seconds / 1e9);
+                }
+            }
+            println!();
+        }
+    }
+}
+
+/// Weights in huge pages, as the library has them where the system gives them.
+fn weights(bytes: usize) -> memmap2::MmapMut {
+    let mut memory = memmap2::MmapMut::map_anon(bytes).expect("memory");
+    #[cfg(target_os = "linux")]
+    let _ = memory.advise(memmap2::Advice::HugePage); // Advice: it may be refused.
+    memory.fill(WEIGHT);
+    memory
+}
+
+/// The format of this name.
+fn format_of(name: &str) -> Format {
+    *Format::ALL.iter().find(|known| known.name() == name).expect("a format's name")
 }
 
 /// Quantized rows of some values.
@@ -111,7 +171,7 @@ fn sum(bytes: &[u8]) {
 /// One call of the best table for one tile, marked.
 fn run_once(format: &str, rows: usize, columns: usize) {
     let kernels = cpu::select(None).expect("one table runs everywhere");
-    let format = *Format::ALL.iter().find(|known| known.name() == format).expect("a format's name");
+    let format = format_of(format);
     let tile = vec![WEIGHT; tile::tile_bytes(format, columns)];
     let x = activations(kernels, format, rows, columns);
     let mut out = vec![0.0; rows * tile::ROWS];

@@ -150,24 +150,30 @@ impl Dot for Maddubs {
         sums
     }
 
+    /// Two of a byte's four codes stay times 4, which saves shifts: 16 products of up to 4 · 2 · 2 · 127 make 32,512.
     #[inline]
     #[target_feature(enable = "avx2")]
     unsafe fn ternary_row<const SCALED: bool>(lines: &[u8], x: [&Block; 4]) -> [__m256i; HALVES] {
-        let three = _mm256_set1_epi8(3);
+        let masks = [_mm256_set1_epi8(3), _mm256_set1_epi8(12)];
         let lines = &lines[..ternary256::LINES];
-        let mut pairs = [_mm256_setzero_si256(); HALVES];
+        let mut pairs = [[_mm256_setzero_si256(); HALVES]; 2];
         for v in 0..8 {
-            let bytes = [load(lines, 64 * v), load(lines, 64 * v + 32)];
-            for f in 0..4 {
-                let by = _mm_cvtsi32_si128(ternary256::shift::<SCALED>(f) as i32);
-                let quants = broadcast(x[f], v);
-                for h in 0..HALVES {
-                    let codes = _mm256_and_si256(_mm256_srl_epi16(bytes[h], by), three);
-                    pairs[h] = _mm256_add_epi16(pairs[h], _mm256_maddubs_epi16(codes, quants));
+            for h in 0..HALVES {
+                let bytes = load(lines, 64 * v + 32 * h);
+                let bytes = [bytes, _mm256_srli_epi16::<4>(bytes)];
+                for f in 0..4 {
+                    let place = ternary256::shift::<SCALED>(f) / 2;
+                    let codes = _mm256_and_si256(bytes[place / 2], masks[place % 2]);
+                    let products = _mm256_maddubs_epi16(codes, broadcast(x[f], v));
+                    pairs[place % 2][h] = _mm256_add_epi16(pairs[place % 2][h], products);
                 }
             }
         }
-        [widen(pairs[0]), widen(pairs[1])]
+        let mut sums = [_mm256_setzero_si256(); HALVES];
+        for h in 0..HALVES {
+            sums[h] = _mm256_add_epi32(widen(pairs[0][h]), _mm256_srai_epi32::<2>(widen(pairs[1][h])));
+        }
+        sums
     }
 }
 
