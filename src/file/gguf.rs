@@ -15,7 +15,7 @@ pub const COUNT_MAX: u64 = 65_536;
 /// The longest key or name of a tensor, in bytes.
 pub const NAME_BYTES_MAX: usize = 65_535;
 const ALIGNMENT_KEY: &str = "general.alignment";
-const ALIGNMENT_DEFAULT: u64 = 32;
+pub(super) const ALIGNMENT_DEFAULT: u64 = 32;
 /// Length of the key, type, a value of one byte.
 const PAIR_BYTES_MIN: u64 = 8 + 4 + 1;
 /// Length of the name, number of dimensions, one dimension, type, offset.
@@ -280,7 +280,7 @@ fn shape(cursor: &mut Cursor<'_>, name: &str) -> Result<[u64; 4]> {
 }
 
 /// How many bytes a tensor has, or why it cannot be.
-fn tensor_bytes(format: Format, shape: [u64; 4]) -> Result<u64, String> {
+pub(super) fn tensor_bytes(format: Format, shape: [u64; 4]) -> Result<u64, String> {
     let block_len = format.block_len() as u64;
     if !shape[0].is_multiple_of(block_len) {
         return Err(format!("rows of {} values are not whole {} blocks of {block_len}", shape[0], format.name()));

@@ -4,7 +4,11 @@ mod cursor;
 pub mod gguf;
 mod mapping;
 mod metadata;
+#[cfg(feature = "cli")]
+pub mod safetensors;
 mod split;
+#[cfg(feature = "cli")]
+pub mod writer;
 
 pub use metadata::{Array, Metadata, Strings, Value, kind};
 

@@ -6,6 +6,7 @@
 //! computes.
 
 mod float;
+pub mod pack;
 pub mod q2_k;
 pub mod q3_k;
 pub mod q4;
@@ -14,10 +15,12 @@ pub mod q5;
 pub mod q5_k;
 pub mod q6_k;
 pub mod q8_0;
+mod quantize;
 pub mod ternary;
 
 pub use q3_k::q3_k_as_q6_k;
 pub use q4_k::scales_k4;
+pub use quantize::{Quantizer, quantizer};
 
 /// A weight format: a block layout of GGUF. The discriminant is GGUF's type id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
