@@ -15,6 +15,7 @@
 //! | [`sampler`] | logits to a token |
 //! | [`session`] | one sequence being generated |
 //! | `capi` | the C ABI of `include/edgellm.h` |
+//! | `convert` | other models' folders to GGUF; with the feature `cli` |
 
 #![warn(missing_docs)]
 
@@ -24,6 +25,8 @@ compile_error!("libedgellm catches panics at its C boundary: build it with panic
 pub mod backend;
 #[allow(non_camel_case_types)]
 mod capi;
+#[cfg(feature = "cli")]
+pub mod convert;
 pub mod cpu;
 pub mod error;
 pub mod file;

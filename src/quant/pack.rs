@@ -30,7 +30,7 @@ pub fn tq1_0(codes: &[u8; TQ_LEN], scale: half::f16, out: &mut [u8; 54]) {
             // A byte of four digits has a zero for the last.
             3 * number + if n < count { u16::from(codes[first + n * stride]) } else { 0 }
         });
-        ((number * 256 + 242) / 243) as u8 // At most 242 * 256 + 242.
+        (number * 256).div_ceil(243) as u8 // At most 242 * 256.
     };
     for m in 0..32 {
         out[m] = digits(m, 32, 5);

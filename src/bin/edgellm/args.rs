@@ -2,6 +2,8 @@
 
 use crate::failure::Failure;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use edgellm::convert::Options;
+use edgellm::quant::Format;
 use edgellm::{KvFormat, LoadOptions, Model, Sampling, SessionOptions, Source};
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -26,6 +28,7 @@ pub enum Command {
     Info(InfoArgs),
     Tokenize(TokenizeArgs),
     Bench(BenchArgs),
+    Convert(ConvertArgs),
 }
 
 /// Continues a prompt, or answers it with --chat; text streams to stdout
@@ -130,6 +133,67 @@ pub struct BenchArgs {
     /// One JSON object in place of lines
     #[arg(long)]
     pub json: bool,
+}
+
+/// Makes a GGUF file from a folder of Hugging Face's, so far of BitNet models
+///
+/// The folder holds config.json, tokenizer.json and the weights as safetensors: ternary ones packed in 2 bits, or the
+/// floats that they are made from. Ternary weights lose nothing; the embedding is rounded as asked for. The file appears
+/// when it is complete; when anything fails, or on Ctrl-C, there is none.
+#[derive(Args)]
+pub struct ConvertArgs {
+    /// The folder
+    pub folder: PathBuf,
+    /// The file to write
+    #[arg(short, long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Format of the ternary weights: tq2_0 and tq1_0 as in llama.cpp, i2_s as in bitnet.cpp
+    #[arg(long = "type", value_name = "FORMAT", value_enum, default_value_t = LinearFormat::Tq2_0)]
+    pub linear: LinearFormat,
+    /// Format of the embedding, and of the head if it is another matrix
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = EmbeddingFormat::Q8_0)]
+    pub embedding: EmbeddingFormat,
+    /// Compare logits with those of the folder's own numbers; the file is kept when they agree on at least 90 % of tokens
+    #[arg(long)]
+    pub verify: bool,
+    /// Replace the file if it is there
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+#[value(rename_all = "snake_case")]
+#[allow(non_camel_case_types)] // The field's own spellings.
+pub enum LinearFormat {
+    Tq2_0,
+    Tq1_0,
+    I2_S,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+#[value(rename_all = "snake_case")]
+#[allow(non_camel_case_types)]
+pub enum EmbeddingFormat {
+    Q8_0,
+    Q6_K,
+    F16,
+}
+
+impl ConvertArgs {
+    /// The library's options.
+    pub fn options(&self) -> Options {
+        let linear = match self.linear {
+            LinearFormat::Tq2_0 => Format::TQ2_0,
+            LinearFormat::Tq1_0 => Format::TQ1_0,
+            LinearFormat::I2_S => Format::I2_S,
+        };
+        let embedding = match self.embedding {
+            EmbeddingFormat::Q8_0 => Format::Q8_0,
+            EmbeddingFormat::Q6_K => Format::Q6_K,
+            EmbeddingFormat::F16 => Format::F16,
+        };
+        Options { linear, embedding, force: self.force, verify: self.verify }
+    }
 }
 
 /// What to load and onto what.

@@ -1,4 +1,4 @@
-//! Ctrl-C during an answer stops the answer, not the program.
+//! Ctrl-C during an answer stops the answer, not the program; during other work it stops the work in good order.
 
 use crate::failure::Failure;
 use edgellm::session::Control;
@@ -10,15 +10,32 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 static CONTROL: AtomicPtr<Control> = AtomicPtr::new(ptr::null_mut());
 /// Whether there is an answer to stop.
 static ANSWERING: AtomicBool = AtomicBool::new(false);
+/// Whether SIGINT has come, for work that asks.
+static STOPPED: AtomicBool = AtomicBool::new(false);
 
 /// From now on SIGINT cancels this session's run while [`answering`] runs, and ends the program at other times.
 pub fn install(control: Arc<Control>) -> Result<(), Failure> {
     CONTROL.store(Arc::into_raw(control).cast_mut(), Ordering::Release);
+    handle(on_interrupt)
+}
+
+/// From now on SIGINT only makes [`stopped`] true.
+pub fn install_stop() -> Result<(), Failure> {
+    handle(on_stop)
+}
+
+/// Whether the work is to stop.
+pub fn stopped() -> bool {
+    STOPPED.load(Ordering::Acquire)
+}
+
+/// Sets the handler of SIGINT.
+fn handle(handler: extern "C" fn(libc::c_int)) -> Result<(), Failure> {
     // SAFETY: all zeros is a valid `sigaction`: no flags, an empty mask, no restorer.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    action.sa_sigaction = on_interrupt as extern "C" fn(libc::c_int) as libc::sighandler_t;
+    action.sa_sigaction = handler as libc::sighandler_t;
     action.sa_flags = libc::SA_RESTART;
-    // SAFETY: `action` is initialised, its handler is async-signal-safe, and NULL asks for no old action.
+    // SAFETY: `action` is initialised, both handlers are async-signal-safe, and NULL asks for no old action.
     match unsafe { libc::sigaction(libc::SIGINT, &action, ptr::null_mut()) } {
         0 => Ok(()),
         _ => Err(Failure::new(format_args!("SIGINT handler: {}", std::io::Error::last_os_error()))),
@@ -42,4 +59,9 @@ extern "C" fn on_interrupt(signal: libc::c_int) {
         // SAFETY: `_exit` is async-signal-safe and does not return.
         _ => unsafe { libc::_exit(128 + signal) },
     }
+}
+
+/// Async-signal-safe: one atomic store.
+extern "C" fn on_stop(_: libc::c_int) {
+    STOPPED.store(true, Ordering::Release);
 }

@@ -3,6 +3,7 @@
 mod args;
 mod bench;
 mod chat;
+mod convert;
 mod failure;
 mod generate;
 mod info;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         Command::Info(args) => info::info(args),
         Command::Tokenize(args) => tokenize::tokenize(args),
         Command::Bench(args) => bench::bench(args),
+        Command::Convert(args) => convert::convert(args),
     };
     match result {
         Ok(()) | Err(failure::Failure::Quiet) => ExitCode::SUCCESS,
