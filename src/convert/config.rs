@@ -166,8 +166,8 @@ impl Config {
 
     /// What each frequency of RoPE is divided by, for Llama 3.1's scaling; else None.
     ///
-    /// Frequencies with few turns in the context that the model was first trained for are slowed down by the factor, those
-    /// with many are left alone, and between the two the change is smooth.
+    /// Frequencies with few turns in the context that the model was first trained for are slowed down by the factor,
+    /// those with many are left alone, and between the two the change is smooth.
     pub(super) fn rope_divisors(&self) -> Option<Vec<f32>> {
         let Rope::Llama3 { factor, low, high, context } = self.rope else { return None };
         let divisor = |i: usize| {

@@ -50,7 +50,7 @@ impl Output {
     pub(super) fn commit(self) -> Result<()> {
         refuse_existing(&self.path, self.force)?;
         std::fs::rename(&self.temporary, &self.path).map_err(|error| Error::io(self.path.display(), &error))?;
-        // The name is on the disk when its folder is; a folder that cannot be opened so (not all can) has to do without.
+        // The name is on the disk when its folder is. Not every system can do this to a folder: then it does without.
         let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let _ = File::open(folder).and_then(|folder| folder.sync_all());
         Ok(())

@@ -1,10 +1,10 @@
-//! Which of GGUF's names for pre-tokenizers a `tokenizer.json` means, by its expression, compared letter by letter: a guess
-//! would give wrong tokens in silence.
+//! Which of GGUF's names for pre-tokenizers a `tokenizer.json` means, by its expression, compared letter by letter: a
+//! guess would give wrong tokens in silence.
 
 use crate::{Error, Result};
 use serde_json::Value as Json;
 
-/// Expressions of a `Split`, whether whole pieces in the vocabulary are taken without merging, and what GGUF calls that.
+/// Expressions of a `Split`, whether a piece that is a token is taken without merging, and what GGUF calls that.
 const SPLITS: [(&str, bool, &str); 4] = [
     (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",

@@ -62,8 +62,8 @@ impl<'a> Linear<'a> {
         Ok(Reader { linear: self, rounding: Rounding { inverse }, scale, floats: vec![0.0; self.columns] })
     }
 
-    /// The mean magnitude, as f32: magnitudes are added in f64, one after the other in the order of memory, so that every
-    /// machine finds the same. (PyTorch adds in f32 in an order of its own; that mean may differ in its last bits.)
+    /// The mean magnitude, as f32: magnitudes are added in f64, one after the other in the order of memory, so that
+    /// every machine finds the same. (PyTorch adds in f32 in an order of its own, which may differ in the last bits.)
     fn mean(&self, stored: &Stored<'_>) -> Result<f32> {
         let (mut row, mut sum) = (vec![0.0; self.columns], 0.0f64);
         for r in 0..self.rows {

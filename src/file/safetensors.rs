@@ -1,5 +1,5 @@
-//! Files of safetensors, mapped: the header's parser is the format's own crate, which checks that the header is bounded and
-//! that the tensors fill the rest of the file without overlaps and gaps.
+//! Files of safetensors, mapped: the header's parser is the format's own crate, which checks that the header is bounded
+//! and that the tensors fill the rest of the file without overlaps and gaps.
 
 use super::mapping::FileBytes;
 use crate::{Error, Result};

@@ -9,7 +9,8 @@ pub const TQ_LEN: usize = 256;
 /// Values in a group of I2_S.
 pub const I2_S_LEN: usize = 128;
 
-/// Four codes a byte: byte `l` of a half holds codes `l`, `l + 32`, `l + 64`, `l + 96` from its low bits up; then the scale.
+/// Four codes a byte: byte `l` of a half holds codes `l`, `l + 32`, `l + 64`, `l + 96` from its low bits up. Then the
+/// scale.
 pub fn tq2_0(codes: &[u8; TQ_LEN], scale: half::f16, out: &mut [u8; 66]) {
     let (halves, _) = codes.as_chunks::<128>();
     let (planes, scale_at) = out.split_at_mut(64);

@@ -102,7 +102,7 @@ fn best_scale(values: &[f32; 16]) -> f32 {
     best
 }
 
-/// The nearest integer, the even one of two, of what is far below 2^22: as an addition, which every CPU has as a vector.
+/// The nearest integer, the even one of two, of what is far below 2^22: as an addition, which CPUs do on vectors.
 fn nearest(value: f32) -> f32 {
     const MAGIC: f32 = 12_582_912.0; // 1.5 * 2^23: f32 has no fractions here.
     (value + MAGIC) - MAGIC

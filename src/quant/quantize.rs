@@ -5,8 +5,8 @@ use super::{Format, q6_k, q8_0};
 /// Writes whole blocks: `values.len() / block_len * block_bytes == out.len()`, else it panics.
 pub type Quantizer = fn(values: &[f32], out: &mut [u8]);
 
-/// How values become blocks of this format; None when nothing here makes such blocks. Values are to be finite, and in the
-/// range of f16 for every format but F32 and BF16.
+/// How values become blocks of this format; None when nothing here makes such blocks. Values are to be finite, and in
+/// the range of f16 for every format but F32 and BF16.
 pub fn quantizer(format: Format) -> Option<Quantizer> {
     Some(match format {
         Format::F32 => |values, out| blocks(values, out, |[value]: &[f32; 1], out| *out = value.to_le_bytes()),
@@ -63,7 +63,7 @@ mod tests {
     #[test]
     fn values_come_back_as_near_as_the_format_allows() {
         // Of a block's energy. Q8_0's step is the largest of 32 values (here about 0.8) over 127, and an error evenly
-        // spread over a step has a twelfth of its square: 3e-6, of 0.037. Q6_K's is a quarter of that of 16 values over 32.
+        // spread over a step has a twelfth of its square: 3e-6, of 0.037. Q6_K's step is that of 16 values over 32.
         for (format, error_max) in FORMATS.into_iter().zip([0.0, 1e-7, 6e-6, 1.5e-4, 6e-4]) {
             for seed in 1..50 {
                 let values = weights(seed);

@@ -7,6 +7,8 @@
 #![allow(dead_code, unused_imports)] // Each test program uses a part.
 
 pub mod cross;
+#[cfg(feature = "cli")]
+pub mod folder;
 mod model;
 mod weights;
 mod writer;

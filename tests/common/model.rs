@@ -198,7 +198,7 @@ fn write_tensors(writer: &mut GgufWriter, spec: &ModelSpec) {
 }
 
 /// Merges in order of rank; both halves of each are bytes or made by a merge before it. `Ġ` is the space.
-const MERGES: [(&str, &str); 16] = [
+pub(super) const MERGES: [(&str, &str); 16] = [
     ("h", "e"),
     ("l", "l"),
     ("he", "ll"),
@@ -217,7 +217,7 @@ const MERGES: [(&str, &str); 16] = [
     ("Ã", "©"), // The two bytes of é.
 ];
 
-const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + \
+pub(super) const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + \
     '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
 fn write_vocabulary(writer: &mut GgufWriter, len: usize, pre: &str) {
@@ -245,7 +245,7 @@ fn write_vocabulary(writer: &mut GgufWriter, len: usize, pre: &str) {
 
 /// The 256 characters that stand for bytes in byte-level BPE, in the order of the bytes: printable ones for themselves,
 /// the others from U+0100 on.
-fn byte_alphabet() -> Vec<String> {
+pub(super) fn byte_alphabet() -> Vec<String> {
     let mut next = 0x100;
     (0..=255u8)
         .map(|byte| match byte {

@@ -138,8 +138,8 @@ pub struct BenchArgs {
 /// Makes a GGUF file from a folder of Hugging Face's, so far of BitNet models
 ///
 /// The folder holds config.json, tokenizer.json and the weights as safetensors: ternary ones packed in 2 bits, or the
-/// floats that they are made from. Ternary weights lose nothing; the embedding is rounded as asked for. The file appears
-/// when it is complete; when anything fails, or on Ctrl-C, there is none.
+/// floats that they are made from. Ternary weights lose nothing; the embedding is rounded as asked for. The file
+/// appears when it is complete; when anything fails, or on Ctrl-C, there is none.
 #[derive(Args)]
 pub struct ConvertArgs {
     /// The folder
@@ -153,7 +153,7 @@ pub struct ConvertArgs {
     /// Format of the embedding, and of the head if it is another matrix
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t = EmbeddingFormat::Q8_0)]
     pub embedding: EmbeddingFormat,
-    /// Compare logits with those of the folder's own numbers; the file is kept when they agree on at least 90 % of tokens
+    /// Compare logits with those of the folder's own numbers, and keep the file if 90 % of the likeliest tokens agree
     #[arg(long)]
     pub verify: bool,
     /// Replace the file if it is there
