@@ -161,9 +161,9 @@ impl Folder {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// Tells the system that this tensor is not needed again soon.
-    pub(super) fn release(&self, tensor: &Stored<'_>) {
-        self.shards.iter().for_each(|shard| shard.release(tensor));
+    /// Tells the system that these bytes of a tensor are not needed again soon.
+    pub(super) fn release(&self, bytes: &[u8]) {
+        self.shards.iter().for_each(|shard| shard.release(bytes));
     }
 }
 

@@ -17,6 +17,7 @@ pub use config::Direction;
 pub use verify::Comparison;
 
 use crate::file::Value;
+use crate::file::safetensors::Stored;
 use crate::file::writer::{GgufWriter, TensorSpec};
 use crate::quant::{Format, pack, quantizer};
 use crate::{Error, Result};
@@ -183,8 +184,10 @@ impl Import {
                     progress.add(values.len())?;
                 }
                 Content::Table { source, stored } => {
-                    write_table(&mut writer, source, stored, spec, &mut progress)?;
-                    self.folder.release(stored);
+                    write_table(&mut writer, source, stored, spec, &mut |values, read| {
+                        self.folder.release(read);
+                        progress.add(values)
+                    })?;
                 }
                 Content::Linear(linear) => {
                     write_linear(&mut writer, linear, spec.format, &mut progress)?;
@@ -264,13 +267,17 @@ fn check_scale(name: &str, format: Format, scale: f32) -> Result<half::f16> {
     Ok(half)
 }
 
-/// Writes a table of floats, row by row.
+/// Rows of a table between two calls of `each`.
+const TABLE_ROWS: usize = 1024;
+
+/// Writes a table of floats, row by row. `each` is told how many values have been written, and which part of the table that
+/// was; a table may be most of a model.
 fn write_table<W: Write>(
     writer: &mut GgufWriter<W>,
     name: &str,
-    stored: &crate::file::safetensors::Stored<'_>,
+    stored: &Stored<'_>,
     spec: &TensorSpec,
-    progress: &mut Counter<'_>,
+    each: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
 ) -> Result<()> {
     let (columns, rows) = (spec.shape[0], spec.shape[1]);
     let Some(quantize) = quantizer(spec.format) else {
@@ -291,7 +298,10 @@ fn write_table<W: Write>(
         }
         quantize(&values, &mut bytes);
         writer.write(&bytes)?;
-        progress.add(columns)?;
+        if row % TABLE_ROWS == TABLE_ROWS - 1 || row == rows - 1 {
+            let (first, row_bytes) = (row / TABLE_ROWS * TABLE_ROWS, stored.bytes.len() / rows);
+            each((row + 1 - first) * columns, &stored.bytes[first * row_bytes..(row + 1) * row_bytes])?;
+        }
     }
     Ok(())
 }

@@ -86,7 +86,7 @@ impl<'a> Linear<'a> {
     /// Its bytes are not needed again soon.
     pub(super) fn release(&self, folder: &Folder) {
         let (Weight::Packed { stored, .. } | Weight::Master { stored }) = &self.weight;
-        folder.release(stored);
+        folder.release(stored.bytes);
     }
 }
 

@@ -60,9 +60,9 @@ impl SafetensorsFile {
         Some(Stored { dtype: info.dtype, shape: &info.shape, bytes })
     }
 
-    /// Tells the system that these bytes are not needed again soon (they stay valid).
-    pub fn release(&self, tensor: &Stored<'_>) {
-        self.bytes.release(tensor.bytes);
+    /// Tells the system that these bytes of a tensor are not needed again soon (they stay valid).
+    pub fn release(&self, bytes: &[u8]) {
+        self.bytes.release(bytes);
     }
 }
 
@@ -98,7 +98,7 @@ mod tests {
         let a = file.tensor("a").unwrap();
         assert_eq!((a.dtype, a.shape, a.bytes), (Dtype::U8, [2, 3].as_slice(), [7; 6].as_slice()));
         assert!(file.tensor("c").is_none());
-        file.release(&a);
+        file.release(a.bytes);
     }
 
     #[test]
