@@ -194,9 +194,8 @@ fn hf_architecture<'a>(fields: &Fields<'a>) -> Result<&'a str> {
     match names.as_deref() {
         Some([name]) if KNOWN.contains(name) => Ok(*name),
         Some([name]) => {
-            let name: String = name.escape_debug().take(100).collect();
             let known = KNOWN.join(", ");
-            Err(Error::Unsupported(format!("{FILE}: architecture {name} cannot be converted; these can: {known}")))
+            Err(Error::Unsupported(format!("{FILE}: architecture {name:?} cannot be converted; these can: {known}")))
         }
         _ => Err(fields.wrong("architectures", "a list of one name")),
     }
@@ -229,8 +228,7 @@ fn storage(fields: &Fields<'_>, is_bitnet: bool) -> Result<Storage> {
     };
     let fields = Fields { file: FILE, object };
     let refuse = |key: &str, value: &str, what: &str| {
-        let value: String = value.escape_debug().take(100).collect();
-        Err(Error::Unsupported(format!("{FILE}: `quantization_config.{key}` = \"{value}\" is not supported; {what}")))
+        Err(Error::Unsupported(format!("{FILE}: `quantization_config.{key}` = {value:?} is not supported; {what}")))
     };
     match fields.string("quant_method")? {
         Some("bitnet") => {}
@@ -282,8 +280,7 @@ fn rope(fields: &Fields<'_>) -> Result<(f64, Rope)> {
             Rope::Llama3 { factor: positive("factor")?, low, high, context }
         }
         kind => {
-            let kind: String = kind.escape_debug().take(100).collect();
-            let text = format!("{FILE}: RoPE scaling \"{kind}\" is not supported; default, linear and llama3 are");
+            let text = format!("{FILE}: RoPE scaling {kind:?} is not supported; default, linear and llama3 are");
             return Err(Error::Unsupported(text));
         }
     };

@@ -189,7 +189,7 @@ impl<'a> Fields<'a> {
 
     /// The error that this key's value is not what it has to be.
     pub(super) fn wrong(&self, key: &str, expected: &str) -> Error {
-        let value: String = self.get(key).unwrap_or(&Json::Null).to_string().chars().take(200).collect();
+        let value = self.get(key).unwrap_or(&Json::Null);
         Error::Format(format!("{}: `{key}` is {value}, not {expected}", self.file))
     }
 

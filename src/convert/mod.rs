@@ -95,6 +95,22 @@ impl Scales {
 
 /// Converts a folder to a file. When it fails, or is stopped, no file is left.
 pub fn convert(folder: &Path, out: &Path, options: &Options, progress: Progress<'_>) -> Result<Report> {
+    run(folder, out, options, progress).map_err(|error| match error {
+        Error::Format(text) => Error::Format(shown(&text)),
+        Error::Unsupported(text) => Error::Unsupported(shown(&text)),
+        error => error,
+    })
+}
+
+/// A message as it can be shown: it may quote names and values of the folder, which may be anything.
+fn shown(text: &str) -> String {
+    const SHOWN: usize = 1500;
+    let plain = text.chars().map(|char| if char.is_control() { char::REPLACEMENT_CHARACTER } else { char });
+    let shown: String = plain.clone().take(SHOWN).collect();
+    if plain.count() > SHOWN { shown + "…" } else { shown }
+}
+
+fn run(folder: &Path, out: &Path, options: &Options, progress: Progress<'_>) -> Result<Report> {
     let import = Import::open(folder)?;
     let formats = Formats { linear: options.linear, embedding: Some(options.embedding) };
     import.check(&formats)?;

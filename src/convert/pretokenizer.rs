@@ -44,7 +44,6 @@ pub(super) fn name(json: &Json, model: &Json) -> Result<&'static str> {
         _ => None,
     };
     found.ok_or_else(|| {
-        let pre: String = pre.to_string().chars().take(1000).collect();
         let text = format!("the pre-tokenizer is not one that this library has (`ignore_merges` = {whole}): {pre}");
         Error::Unsupported(format!("tokenizer.json: {text}"))
     })

@@ -205,7 +205,6 @@ impl<'a> Planner<'a, '_> {
         } else {
             "this architecture has no such tensor"
         };
-        let name: String = name.escape_debug().take(200).collect();
         Err(Error::Unsupported(format!("tensor `{name}`: {why}")))
     }
 }

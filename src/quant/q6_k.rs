@@ -88,18 +88,24 @@ fn best_scale(values: &[f32; 16]) -> f32 {
         let inverse = -(32.0 + 0.1 * step as f32) / largest;
         // Of the error sum(x^2 (x - scale code)^2) as a function of the scale: its minimum is at `xc / cc`, where it is
         // lower than with no codes at all by `xc^2 / cc`.
-        let (mut xc, mut cc) = (0.0f32, 0.0f32);
-        for value in values {
-            let code = nearest(inverse * value).clamp(-32.0, 31.0);
-            let weight = value * value;
-            xc += weight * value * code;
-            cc += weight * code * code;
-        }
+        let codes = values.map(|value| nearest(inverse * value).clamp(-32.0, 31.0));
+        let xc = sum(std::array::from_fn(|i| values[i] * values[i] * values[i] * codes[i]));
+        let cc = sum(std::array::from_fn(|i| values[i] * values[i] * codes[i] * codes[i]));
         if cc > 0.0 && xc * xc > best_fit * cc {
             (best, best_fit) = (xc / cc, xc * xc / cc);
         }
     }
     best
+}
+
+/// The sum by halves: lanes of a vector can do that.
+fn sum(mut values: [f32; 16]) -> f32 {
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            values[i] += values[i + half];
+        }
+    }
+    values[0]
 }
 
 /// The nearest integer, the even one of two, of what is far below 2^22: as an addition, which CPUs do on vectors.
