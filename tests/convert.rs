@@ -152,13 +152,17 @@ fn masters_become_what_training_used() {
 
 #[test]
 fn metadata_says_what_the_configuration_says() {
-    let folder = Folder::random(BITNET, Stored::Multiply);
+    let mut folder = Folder::random(BITNET, Stored::Multiply);
+    folder
+        .files
+        .insert("README.md".into(), "---\nlanguage: en\nlicense: apache-2.0\n---\n# A card\nlicense: no\n".into());
     let converted = Converted::new(&folder, &options(Format::TQ2_0, Format::Q8_0));
     let file = converted.file();
     let m = &file.metadata;
     for (key, expected) in [
         ("general.architecture", "bitnet-b1.58"),
         ("general.name", "random"),
+        ("general.license", "apache-2.0"),
         ("tokenizer.ggml.model", "gpt2"),
         ("tokenizer.ggml.pre", "qwen2"),
     ] {

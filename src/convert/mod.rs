@@ -164,6 +164,8 @@ impl Import {
             string("general.type", "model"),
             string("general.name", &folder.name()),
         ];
+        let card = folder.text("README.md")?.unwrap_or_default();
+        metadata.extend(license(&card).map(|license| string("general.license", license)));
         metadata.extend(config.metadata());
         metadata.extend(tokenizer::metadata(&folder, &json, config.vocab)?);
         Ok(Import { folder, config, metadata })
@@ -262,6 +264,13 @@ fn refuse_ragged(name: &str, columns: usize, format: Format, instead: &str) -> R
     }
     let text = format!("{} takes multiples of {}; {instead}", format.name(), format.block_len());
     Err(Error::Unsupported(format!("tensor `{name}` has rows of {columns} values: {text}")))
+}
+
+/// The licence that a model's card names in its head, which lies between two lines of dashes.
+fn license(card: &str) -> Option<&str> {
+    let (head, _) = card.strip_prefix("---\n")?.split_once("\n---")?;
+    let license = head.lines().find_map(|line| line.strip_prefix("license:"))?.trim();
+    (!license.is_empty()).then_some(license)
 }
 
 /// What llama.cpp and bitnet.cpp call a file with most weights in this format.
