@@ -10,18 +10,19 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 static CONTROL: AtomicPtr<Control> = AtomicPtr::new(ptr::null_mut());
 /// Whether there is an answer to stop.
 static ANSWERING: AtomicBool = AtomicBool::new(false);
-/// Whether SIGINT has come, for work that asks.
+/// Whether a signal has come, for work that asks.
 static STOPPED: AtomicBool = AtomicBool::new(false);
 
 /// From now on SIGINT cancels this session's run while [`answering`] runs, and ends the program at other times.
 pub fn install(control: Arc<Control>) -> Result<(), Failure> {
     CONTROL.store(Arc::into_raw(control).cast_mut(), Ordering::Release);
-    handle(on_interrupt)
+    handle(libc::SIGINT, on_interrupt)
 }
 
-/// From now on SIGINT only makes [`stopped`] true.
+/// From now on SIGINT and SIGTERM only make [`stopped`] true.
 pub fn install_stop() -> Result<(), Failure> {
-    handle(on_stop)
+    handle(libc::SIGINT, on_stop)?;
+    handle(libc::SIGTERM, on_stop)
 }
 
 /// Whether the work is to stop.
@@ -29,16 +30,16 @@ pub fn stopped() -> bool {
     STOPPED.load(Ordering::Acquire)
 }
 
-/// Sets the handler of SIGINT.
-fn handle(handler: extern "C" fn(libc::c_int)) -> Result<(), Failure> {
+/// Sets the handler of a signal.
+fn handle(signal: libc::c_int, handler: extern "C" fn(libc::c_int)) -> Result<(), Failure> {
     // SAFETY: all zeros is a valid `sigaction`: no flags, an empty mask, no restorer.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = handler as libc::sighandler_t;
     action.sa_flags = libc::SA_RESTART;
     // SAFETY: `action` is initialised, both handlers are async-signal-safe, and NULL asks for no old action.
-    match unsafe { libc::sigaction(libc::SIGINT, &action, ptr::null_mut()) } {
+    match unsafe { libc::sigaction(signal, &action, ptr::null_mut()) } {
         0 => Ok(()),
-        _ => Err(Failure::new(format_args!("SIGINT handler: {}", std::io::Error::last_os_error()))),
+        _ => Err(Failure::new(format_args!("handler of signal {signal}: {}", std::io::Error::last_os_error()))),
     }
 }
 
