@@ -1,4 +1,4 @@
-/* Asks a model one question and prints its answer as it comes: generate MODEL.gguf "QUESTION" */
+/* Asks a model questions, each for itself, and prints its answers as they come: generate MODEL.gguf "QUESTION"... */
 #include "edgellm.h"
 
 #include <stdio.h>
@@ -22,33 +22,16 @@ static void conversation(const char *question, char *out, size_t cap) {
     snprintf(out + n, cap - n, "\"}]");
 }
 
-int main(int argc, char **argv) {
+static void ask(edgellm_model *model, edgellm_session *session, const char *question) {
     static char json[MAX_TEXT], text[MAX_TEXT];
     static edgellm_token tokens[MAX_TOKENS];
-    edgellm_load_params load;
-    edgellm_model *model = NULL;
-    edgellm_session *session = NULL;
-    edgellm_sampling sampling;
     edgellm_event event;
-    edgellm_stats stats;
     edgellm_status status;
     size_t text_len, n;
 
-    if (argc != 3) {
-        fprintf(stderr, "usage: %s MODEL.gguf \"QUESTION\"\n", argv[0]);
-        return 2;
-    }
-    edgellm_load_params_init(&load);
-    load.path = argv[1];
-    check(edgellm_load(&load, &model));
-
-    conversation(argv[2], json, sizeof json);
+    conversation(question, json, sizeof json);
     check(edgellm_chat_render(model, json, EDGELLM_NUL, NULL, 0, NULL, 0, text, sizeof text, &text_len));
     check(edgellm_tokenize(model, text, text_len, EDGELLM_TOK_SPECIAL, tokens, MAX_TOKENS, &n));
-    check(edgellm_session_new(model, NULL, &session));
-    edgellm_sampling_init(&sampling); /* Greedy. */
-    sampling.max_tokens = 300;
-    check(edgellm_session_sampling(session, &sampling));
     check(edgellm_session_prompt(session, tokens, n, NULL));
 
     edgellm_event_init(&event);
@@ -57,10 +40,38 @@ int main(int argc, char **argv) {
         fwrite(event.text.ptr, 1, event.text.len, stdout);
         fflush(stdout);
     } while (status != EDGELLM_END);
+    printf("\n");
+    fflush(stdout);
+}
+
+int main(int argc, char **argv) {
+    edgellm_load_params load;
+    edgellm_model *model = NULL;
+    edgellm_session *session = NULL;
+    edgellm_sampling sampling;
+    edgellm_stats stats;
+    int i;
+
+    if (argc < 3) {
+        fprintf(stderr, "usage: %s MODEL.gguf \"QUESTION\"...\n", argv[0]);
+        return 2;
+    }
+    edgellm_load_params_init(&load);
+    load.path = argv[1];
+    check(edgellm_load(&load, &model));
+
+    check(edgellm_session_new(model, NULL, &session));
+    edgellm_sampling_init(&sampling); /* Greedy. */
+    sampling.max_tokens = 300;
+    check(edgellm_session_sampling(session, &sampling));
+    for (i = 2; i < argc; i++) {
+        fprintf(stderr, "> %s\n", argv[i]);
+        ask(model, session, argv[i]);
+    }
 
     stats.struct_size = sizeof stats;
     check(edgellm_session_stats(session, &stats, 0));
-    fprintf(stderr, "\n%.1f tokens/s\n", (double)stats.tokens_out * 1e9 / (double)(stats.ns_decode + 1));
+    fprintf(stderr, "%.1f tokens/s\n", (double)stats.tokens_out * 1e9 / (double)(stats.ns_decode + 1));
     edgellm_session_free(session);
     edgellm_free(model);
     return 0;

@@ -78,6 +78,29 @@ fn compile(program: &str, (tag, name, language): (&str, &str, &[&str]), link: Li
     out
 }
 
+/// The README's first command: one example, one real model, and what both are known to say.
+#[test]
+fn the_example_makes_a_plan_of_a_command() {
+    let out = scratch().join(format!("generate-{}", std::process::id()));
+    let mut command = compiler("cc", LANGUAGES[0].2);
+    let folder = library().shared.parent().expect("a folder");
+    command.arg(root().join("c_examples/generate.c")).args(["-x", "none", "-o"]).arg(&out);
+    command.arg(&library().shared).arg(format!("-Wl,-rpath,{}", folder.display()));
+    succeed(&mut command);
+    let mut command = cross::program(&out);
+    command.arg(root().join("models/edgellm-mini-b1.58.gguf"));
+    let questions = ["go to the kitchen, then pick up the red cup", "Turn left by 30 degrees and wait two seconds."];
+    let output = succeed(command.args(questions));
+    let _ = std::fs::remove_file(out);
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout).lines().collect::<Vec<_>>(),
+        [
+            r#"[{"action":"goto","place":"kitchen"},{"action":"pick","object":"red cup"}]"#,
+            r#"[{"action":"rotate","direction":"left","angle":30,"unit":"deg"},{"action":"wait","duration":2,"unit":"s"}]"#,
+        ]
+    );
+}
+
 fn run_everywhere(program: &str) {
     for language in LANGUAGES {
         if !starts(cross::tool(language.1)) {
