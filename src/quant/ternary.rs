@@ -47,13 +47,23 @@ pub(super) fn tq1_0_block(block: &[u8; 54], out: &mut [f32; 256]) {
 
 /// The 256 codes of a TQ1_0 block, 0 to 2 each.
 pub fn tq1_0_codes(block: &[u8; 54]) -> [u8; 256] {
-    const POWERS: [u8; 5] = [1, 3, 9, 27, 81];
-    let digit = |byte: u8, n: usize| ((u16::from(byte.wrapping_mul(POWERS[n])) * 3) >> 8) as u8;
-    std::array::from_fn(|e| match e {
-        0..160 => digit(block[e % 32], e / 32),
-        160..240 => digit(block[32 + e % 16], (e - 160) / 16),
-        _ => digit(block[48 + e % 4], (e - 240) / 4),
-    })
+    let mut codes = [0; 256];
+    digits(&block[..32], &mut codes[..160]);
+    digits(&block[32..48], &mut codes[160..240]);
+    digits(&block[48..52], &mut codes[240..]);
+    codes
+}
+
+/// The first digits of all bytes, then the second ones, and so on as far as there is room. In loops that become vectors.
+#[inline(always)]
+fn digits(bytes: &[u8], out: &mut [u8]) {
+    let mut power = 1u8;
+    for out in out.chunks_exact_mut(bytes.len()) {
+        for (out, byte) in out.iter_mut().zip(bytes) {
+            *out = ((u16::from(byte.wrapping_mul(power)) * 3) >> 8) as u8;
+        }
+        power = power.wrapping_mul(3);
+    }
 }
 
 pub(super) fn i2_s_block(block: &[u8; 32], out: &mut [f32; 128]) {
@@ -71,9 +81,10 @@ pub fn has_code_3(bytes: &[u8]) -> bool {
 /// A TQ2_0 block of 256 codes from a TQ1_0 block: the same values.
 pub fn tq1_0_as_tq2_0(block: &[u8; 54], out: &mut [u8; 66]) {
     let codes = tq1_0_codes(block);
-    for (i, out) in out[..64].iter_mut().enumerate() {
-        let first = i / 32 * 128 + i % 32;
-        *out = (0..4).fold(0, |byte, l| byte | codes[first + 32 * l] << (2 * l));
+    for (codes, out) in codes.as_chunks::<128>().0.iter().zip(out.as_chunks_mut::<32>().0) {
+        for i in 0..32 {
+            out[i] = codes[i] | codes[32 + i] << 2 | codes[64 + i] << 4 | codes[96 + i] << 6;
+        }
     }
     out[64..].copy_from_slice(&block[52..]);
 }
