@@ -18,6 +18,8 @@ Numbers are medians; the page cache is warm; llama.cpp has its default flags wit
   loaded       ms of these until there were model and sequence
   its peak     MiB, the most that was resident in that process, less what was before the load
 
+A file without a vocabulary, as synthetic_bitnet.py writes it, has no rows of first tokens.
+
 Before and after each round on two or more threads placement_probe.c says whether the machine gives two threads two
 cores. Below 1.5 the round is dropped, of both sides, and repeated; the table says how many were. Nothing else may run
 on the machine: the load average before and after is printed to show it.
@@ -127,7 +129,8 @@ class Comparison:
             peaks = {side: worker.ask("memory") for side, worker in workers.items()}
             what = f"peak after {longest}, MiB"
             self.add(what, [peaks], 0, lambda taken, side: taken[side], smaller_is_better=True)
-        self.first_token(programs)
+        if sides.has_vocabulary(self.path):
+            self.first_token(programs)
         return self.rows
 
 

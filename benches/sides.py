@@ -285,6 +285,13 @@ def weight_bytes_per_token(path):
     return sum(matrices.values()) - (matrices["token_embd.weight"] if "output.weight" in matrices else 0)
 
 
+def has_vocabulary(path):
+    """Whether text can be made tokens of."""
+    from gguf import GGUFReader
+
+    return GGUFReader(path).get_field("tokenizer.ggml.tokens") is not None
+
+
 def provenance():
     """What was measured, and where."""
     import edgellm
