@@ -156,9 +156,9 @@ impl ModelFile {
     }
 
     /// Tells the system that these bytes of a mapped tensor are not needed again soon (they stay valid).
-    pub fn release(&self, tensor: &Tensor<'_>) {
+    pub fn release(&self, bytes: &[u8]) {
         for part in &self.parts {
-            part.release(tensor.bytes);
+            part.release(bytes);
         }
     }
 

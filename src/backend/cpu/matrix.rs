@@ -27,6 +27,9 @@ pub struct Matrix {
 /// The sums of one tile for up to 64 activation rows.
 pub type TileSums = [f32; GEMM_ROWS_MAX * tile::ROWS];
 
+/// About so many bytes of a file are repacked at a time: a mapped file then takes no more memory than that beside the tiles.
+const PART_BYTES: usize = 16 << 20;
+
 impl Matrix {
     /// What the tiles of a tensor take at the most, in bytes.
     pub fn tiles_bytes(weight: &Tensor<'_>, exact: bool) -> usize {
@@ -38,8 +41,15 @@ impl Matrix {
         if exact { Format::F32 } else { tile::tiled_format(weight.format) }
     }
 
-    /// The same values, exactly, in the kernels' layout, in memory of the arena. `exact`: as f32.
-    pub fn repack(linear: &Linear<'_>, exact: bool, pool: &ThreadPool, arena: &mut Arena) -> Result<Self> {
+    /// The same values, exactly, in the kernels' layout, in memory of the arena. `exact`: as f32. `done` gets each part of
+    /// the weight's bytes when it is not needed any more, and may stop it.
+    pub fn repack(
+        linear: &Linear<'_>,
+        exact: bool,
+        pool: &ThreadPool,
+        arena: &mut Arena,
+        done: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<Self> {
         let Tensor { name, format: source, shape: [columns, rows, ..], bytes, scale } = linear.weight;
         if matches!(source, Format::TQ2_0 | Format::I2_S) && has_code_3(source, bytes, pool)? {
             return Err(Error::Format(format!("tensor `{name}`: a weight of {} is none of -1, 0, 1", source.name())));
@@ -60,25 +70,31 @@ impl Matrix {
         let mut scratch = Buffer::zeroed("the conversion of weights", converted_bytes * pool.threads())?;
         let places = Disjoint::new(&mut tiles);
         let scratches = Disjoint::new(&mut scratch);
-        pool.each(count, pool.grain(count), |thread, range| {
-            // SAFETY: each thread has its own scratch.
-            let scratch = unsafe { scratches.range(thread * converted_bytes..(thread + 1) * converted_bytes) };
-            for index in range {
-                // SAFETY: each tile is written by the one job that took its index.
-                let place = unsafe { places.range(index * tile_bytes..(index + 1) * tile_bytes) };
-                let from = index * tile::ROWS;
-                let count = (rows - from).min(tile::ROWS);
-                let source_rows = &bytes[from * row_bytes..][..count * row_bytes];
-                fetch(source_rows);
-                let (rows, row_bytes) = if format == source {
-                    (source_rows, row_bytes)
-                } else {
-                    convert(source, source_rows, format, scratch);
-                    (&*scratch, tile_bytes / tile::ROWS)
-                };
-                tile::interleave(format, &rows[..count * row_bytes], row_bytes, place);
-            }
-        })?;
+        let part = (PART_BYTES / (tile::ROWS * row_bytes)).max(1);
+        for first in (0..count).step_by(part) {
+            let part = part.min(count - first);
+            pool.each(part, pool.grain(part), |thread, range| {
+                // SAFETY: each thread has its own scratch.
+                let scratch = unsafe { scratches.range(thread * converted_bytes..(thread + 1) * converted_bytes) };
+                for index in range.start + first..range.end + first {
+                    // SAFETY: each tile is written by the one job that took its index.
+                    let place = unsafe { places.range(index * tile_bytes..(index + 1) * tile_bytes) };
+                    let from = index * tile::ROWS;
+                    let count = (rows - from).min(tile::ROWS);
+                    let source_rows = &bytes[from * row_bytes..][..count * row_bytes];
+                    fetch(source_rows);
+                    let (rows, row_bytes) = if format == source {
+                        (source_rows, row_bytes)
+                    } else {
+                        convert(source, source_rows, format, scratch);
+                        (&*scratch, tile_bytes / tile::ROWS)
+                    };
+                    tile::interleave(format, &rows[..count * row_bytes], row_bytes, place);
+                }
+            })?;
+            let row = |tile: usize| (tile * tile::ROWS).min(rows);
+            done(&bytes[row(first) * row_bytes..row(first + part) * row_bytes])?;
+        }
         let is_ternary = source.is_ternary();
         Ok(Matrix { format, is_ternary, scale, rows, columns, tiles, bias: linear.bias.clone() })
     }
@@ -295,7 +311,7 @@ mod tests {
         let pool = ThreadPool::start(PoolOptions { threads: 1, ..PoolOptions::default() }).expect("no thread");
         let tiles = Matrix::tiles_bytes(&linear.weight, exact);
         let mut arena = Arena::new("weights", std::iter::once(tiles)).expect("memory");
-        Matrix::repack(&linear, exact, &pool, &mut arena).expect("a good matrix")
+        Matrix::repack(&linear, exact, &pool, &mut arena, &mut |_| Ok(())).expect("a good matrix")
     }
 
     fn products(matrix: &Matrix, kernels: &Kernels) -> Vec<u32> {

@@ -71,7 +71,7 @@ struct Layer {
 }
 
 impl CpuBackend {
-    /// Repacks the weights, matrix by matrix; `progress` is told the bytes done after each and may stop it with false.
+    /// Repacks the weights; `progress` is told the bytes done now and then and may stop it with false.
     pub fn new(
         shape: Shape,
         weights: Weights<'_>,
@@ -86,10 +86,11 @@ impl CpuBackend {
         let mut arena = Arena::new("weights", matrices.map(|weight| Matrix::tiles_bytes(weight, exact)))?;
         let mut done = 0;
         let mut repack = |linear: Linear<'_>| {
-            let matrix = Matrix::repack(&linear, exact, &pool, &mut arena)?;
-            file.release(&linear.weight);
-            done += linear.weight.bytes.len();
-            if progress(done) { Ok(matrix) } else { Err(Error::Cancelled) }
+            Matrix::repack(&linear, exact, &pool, &mut arena, &mut |bytes| {
+                file.release(bytes);
+                done += bytes.len();
+                if progress(done) { Ok(()) } else { Err(Error::Cancelled) }
+            })
         };
         let mut layers = Vec::with_capacity(shape.layers);
         for layer in weights.layers {
