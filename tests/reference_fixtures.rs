@@ -1,7 +1,9 @@
-//! Exact mode against transformers on tiny random models: `tests/reference/make_fixtures.py` made them and says how.
+//! Exact mode against transformers on tiny random models: `tests/reference/make_fixtures.py` made them and says how,
+//! `make_bitnet_fixtures.py` those of BitNet.
 //!
 //! In exact mode weights and activations are f32, so what is left is the arithmetic of the architectures: norms,
-//! biases, grouped heads, both RoPE layouts and every RoPE scaling.
+//! biases, grouped heads, both RoPE layouts and every RoPE scaling. BitNet rounds activations to int8 in exact mode too,
+//! as the model defines it; its fixtures keep away from the middle between two codes, where any two programs differ.
 
 use edgellm::{LoadOptions, Model, Result, Session, SessionOptions, Source};
 use std::path::PathBuf;
@@ -103,6 +105,16 @@ fn qwen3_with_query_and_key_norms_matches_transformers() -> Result<()> {
 }
 
 #[test]
+fn bitnet_with_squared_relu_in_i2_s_matches_transformers() -> Result<()> {
+    matches_transformers("bitnet-i2_s")
+}
+
+#[test]
+fn bitnet_with_silu_in_tq2_0_matches_transformers() -> Result<()> {
+    matches_transformers("bitnet-tq2")
+}
+
+#[test]
 fn llama_with_rope_freqs_matches_transformers() -> Result<()> {
     matches_transformers("llama3-rope")
 }
@@ -159,6 +171,29 @@ fn missing_rope_freqs_are_told_apart() -> Result<()> {
     let divisors = 32f32.to_le_bytes().repeat(5);
     let bytes = changed("llama3-rope", &divisors, |rest| rest[..20].copy_from_slice(&1f32.to_le_bytes().repeat(5)));
     is_told_apart("llama3-rope", bytes)
+}
+
+/// The model file with a change in its last tensor's last 32 codes, or in the 32 bytes after them, the scale and padding.
+fn changed_end(name: &str, change: impl FnOnce(&mut [u8; 64])) -> &'static [u8] {
+    let mut bytes = std::fs::read(path(name, "gguf")).expect("fixture");
+    change(bytes.last_chunk_mut().expect("64 bytes"));
+    bytes.leak()
+}
+
+#[test]
+fn another_ternary_scale_is_told_apart() -> Result<()> {
+    let bytes = changed_end("bitnet-i2_s", |end| {
+        let scale = f32::from_le_bytes([end[32], end[33], end[34], end[35]]);
+        assert!(scale > 0.01 && scale < 1.0);
+        end[32..36].copy_from_slice(&(scale * 1.001).to_le_bytes());
+    });
+    is_told_apart("bitnet-i2_s", bytes)
+}
+
+#[test]
+fn one_ternary_weight_of_two_hundred_thousand_is_told_apart() -> Result<()> {
+    let bytes = changed_end("bitnet-i2_s", |end| end[31] = (end[31] & !3) | (((end[31] & 3) + 1) % 3));
+    is_told_apart("bitnet-i2_s", bytes)
 }
 
 #[test]
