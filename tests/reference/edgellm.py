@@ -78,6 +78,7 @@ class Library:
             "edgellm_forward": [pointer, ctypes.c_uint64],
             "edgellm_logits": [pointer, pointer, pointer],
             "edgellm_tokenize": [pointer, ctypes.c_char_p, size, ctypes.c_uint32, pointer, size, pointer],
+            "edgellm_detokenize": [pointer, pointer, size, ctypes.c_uint32, pointer, size, pointer],
         }.items():
             getattr(self.c, name).argtypes = arguments
             getattr(self.c, name).restype = ctypes.c_int32
@@ -103,9 +104,10 @@ class Library:
 
 
 class Model:
-    """A loaded model with one session. `exact`: f32 weights and activations; `kv`: which EDGELLM_KV_*."""
+    """A loaded model with one session. `context`: 0 = what the model was trained for, at most 4096; `exact`: f32
+    weights and activations; `kv`: which EDGELLM_KV_*."""
 
-    def __init__(self, path, threads, context=1024, exact=False, kv="AUTO"):
+    def __init__(self, path, threads, context=0, exact=False, kv="AUTO"):
         self.library = lib = Library()
         flags = lib.constants["LOAD_EXACT"] if exact else 0
         self._path = ctypes.create_string_buffer(str(path).encode())  # Lives as long as the pointer in `load`.
@@ -127,6 +129,28 @@ class Model:
         status = lib.c.edgellm_tokenize(self.model, data, len(data), flags, ids, len(ids), ctypes.byref(count))
         lib.check(status)
         return list(ids[: count.value])
+
+    def detokenize(self, ids, special=False):
+        """The text of tokens; of special ones their names, or nothing."""
+        lib, ids, count = self.library, np.ascontiguousarray(ids, np.int32), ctypes.c_size_t()
+        text = ctypes.create_string_buffer(256 * len(ids) + 1)
+        flags = lib.constants["TOK_SPECIAL"] if special else 0
+        arguments = (ids.ctypes.data, len(ids), flags, text, len(text), ctypes.byref(count))
+        lib.check(lib.c.edgellm_detokenize(self.model, *arguments))
+        return text.raw[: count.value].decode()
+
+    def greedy(self, ids, count, stop=()):
+        """Up to `count` of the likeliest tokens after a prompt, without the one that stops."""
+        self.rewind()
+        out, step = [], ids
+        while len(out) < count:
+            self.append(step)
+            self.forward()
+            step = [int(self.logits().argmax())]
+            if step[0] in stop:
+                break
+            out += step
+        return out
 
     def rewind(self, keep=0):
         """Forgets all but the first `keep` tokens."""
