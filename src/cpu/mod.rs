@@ -421,6 +421,31 @@ mod tests {
         }
     }
 
+    /// All codes 2 and all activations as large as they get, of one sign: what sums of 16 bits must have room for.
+    #[test]
+    fn ternary_sums_have_room() {
+        for kernels in available() {
+            for format in [Format::TQ2_0, Format::I2_S] {
+                for (columns, value) in [(256, 1.0), (1024, 1.0), (1024, -1.0)] {
+                    let row = [vec![0xAA; 64], half::f16::ONE.to_le_bytes().to_vec()].concat();
+                    let row = if format == Format::TQ2_0 { row.repeat(columns / 256) } else { vec![0xAA; columns / 4] };
+                    let mut tile = vec![0; tile::tile_bytes(format, columns)];
+                    tile::interleave(format, &row.repeat(tile::ROWS), row.len(), &mut tile);
+                    for count in [1, 4, 16] {
+                        let mut x = RowsBuffer::new(count, columns).expect("memory");
+                        let shards = x.shards(count);
+                        // SAFETY: the panel is taken once.
+                        let mut panel = unsafe { shards.panel(0) };
+                        panel.fill(&scalar::SCALAR, Quantization::Row, |_, values| values.fill(value));
+                        let mut out = vec![0.0; count * tile::ROWS];
+                        kernels.gemm(format, &tile, x.rows(count), &mut out);
+                        assert_eq!(out, vec![columns as f32 * value; out.len()], "{} {}", kernels.name, format.name());
+                    }
+                }
+            }
+        }
+    }
+
     #[test]
     fn every_table_gives_the_bits_of_scalar_for_the_rest() {
         let mut state = 3;

@@ -243,6 +243,20 @@ impl<'a, const M: usize> Micro<'a, M> {
         })
     }
 
+    /// Blocks `first` to `first + 3` of each row.
+    #[inline(always)]
+    pub fn four_blocks(&self, first: usize) -> [&'a [Block; M]; 4] {
+        let (blocks, width) = self.span(first, 4);
+        // SAFETY: each multiple of the width up to 3 has M blocks after it in the slice.
+        [0, 1, 2, 3].map(|i| unsafe { &*blocks.as_ptr().add(i * width).cast() })
+    }
+
+    /// From block `first` to block `first + count - 1` of the last row, and how far a row's blocks are from each other.
+    #[inline(always)]
+    pub fn span(&self, first: usize, count: usize) -> (&'a [Block], usize) {
+        (&self.blocks[first * self.width..][..(count - 1) * self.width + M], self.width)
+    }
+
     /// Block b of each row.
     #[inline(always)]
     pub fn block(&self, b: usize) -> &'a [Block; M] {

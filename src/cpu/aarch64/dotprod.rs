@@ -4,7 +4,8 @@ use super::super::Kernels;
 use super::super::rows::{Block, Rows};
 use super::intrinsics::*;
 use super::neon::NEON;
-use super::{Codes, Dot, each, gemm};
+use super::ternary::{self, FIELDS, LINES, Ternary, code, fields, for_each_row};
+use super::{Codes, Dot, Micro, QUADS, each, gemm, load, quants};
 use std::arch::asm;
 use std::mem::offset_of;
 
@@ -19,6 +20,8 @@ pub static DOTPROD: Kernels = Kernels {
     gemm_q4_k: gemm_k::<4>,
     gemm_q5_k: gemm_k::<5>,
     gemm_q6_k,
+    gemm_tq2_0,
+    gemm_i2_s,
     ..NEON
 };
 
@@ -33,6 +36,15 @@ fn gemm_k<const BITS: usize>(tile: &[u8], x: Rows<'_>, out: &mut [f32]) {
 #[target_feature(enable = "dotprod")]
 fn gemm_q6_k(tile: &[u8], x: Rows<'_>, out: &mut [f32]) {
     gemm::q6_k::<Sdot>(tile, x, out);
+}
+
+#[target_feature(enable = "dotprod")]
+fn gemm_tq2_0(tile: &[u8], x: Rows<'_>, out: &mut [f32]) {
+    ternary::tq2_0::<TernarySdot>(tile, x, out);
+}
+#[target_feature(enable = "dotprod")]
+fn gemm_i2_s(tile: &[u8], x: Rows<'_>, out: &mut [f32]) {
+    ternary::i2_s::<TernarySdot>(tile, x, out);
 }
 
 /// Sums of 32 bits, one per row.
@@ -221,5 +233,97 @@ fn add_row_6<const ROW: usize, const N: usize>(
             a = out(vreg) _, b = out(vreg) _, first = out(vreg) _, last = out(vreg) _,
             options(nostack, preserves_flags)
         );
+    }
+}
+
+/// Codes stay at their place in the byte, where they count 1, 4 or 16 each, and those at the top are shifted down: a sum for
+/// each of the three.
+type InPlace = [int32x4_t; 3];
+
+/// Sums as of `Sdot`.
+pub(super) struct TernarySdot;
+
+impl Ternary for TernarySdot {
+    const ROWS: usize = 16;
+
+    #[inline(always)]
+    fn one<const TOP: bool>(lines: &[u8], x: Micro<'_, 1>, first: usize, start: int32x4_t) -> [int32x4_t; QUADS] {
+        let zero = vdupq_n_s32(0);
+        let mut sums = [[start, zero, zero]; QUADS];
+        for (b, lines) in lines.chunks_exact(LINES).enumerate() {
+            let x = fields::<TOP, 1>(&x, first + FIELDS * b);
+            for (half, lines) in lines.chunks_exact(LINES / 2).enumerate() {
+                let x = each(x, |x| quants(&x[0], 16 * half));
+                add_line::<0>(&mut sums, lines, x);
+                add_line::<1>(&mut sums, lines, x);
+                add_line::<2>(&mut sums, lines, x);
+                add_line::<3>(&mut sums, lines, x);
+            }
+        }
+        each(sums, |[ones, fours, sixteens]| vsraq_n_s32::<4>(vsraq_n_s32::<2>(ones, fours), sixteens))
+    }
+
+    #[inline(always)]
+    fn add<const TOP: bool, const M: usize>(
+        sums: &mut [[int32x4_t; M]; QUADS],
+        lines: &[u8],
+        x: &Micro<'_, M>,
+        first: usize,
+    ) {
+        for (quad, sums) in sums.iter_mut().enumerate() {
+            let mut sum = *sums;
+            for (b, lines) in lines.chunks_exact(LINES).enumerate() {
+                let x = fields::<TOP, M>(x, first + FIELDS * b);
+                for (half, lines) in lines.chunks_exact(LINES / 2).enumerate() {
+                    let bytes = each([0, 1, 2, 3], |v| load(lines, 64 * v + 16 * quad));
+                    let x = each(x, |x| x.as_ptr().cast::<i8>().wrapping_add(QUANTS + 16 * half));
+                    add_ternary::<M>(&mut sum, each(bytes, code::<0>), x[0]);
+                    add_ternary::<M>(&mut sum, each(bytes, code::<1>), x[1]);
+                    add_ternary::<M>(&mut sum, each(bytes, code::<2>), x[2]);
+                    add_ternary::<M>(&mut sum, each(bytes, code::<3>), x[3]);
+                }
+            }
+            *sums = sum;
+        }
+    }
+}
+
+/// Adds 16 columns to the sums of M rows.
+#[inline(always)]
+fn add_ternary<const M: usize>(sums: &mut [int32x4_t; M], codes: Codes, x: *const i8) {
+    for_each_row!(M, |ROW| {
+        // SAFETY: reads the block; compiled only into functions with the dotprod feature.
+        unsafe {
+            asm!(
+                "ldr {x16:q}, [{x}, {row}]",
+                "sdot {sum:v}.4s, {c0:v}.16b, {x16:v}.4b[0]",
+                "sdot {sum:v}.4s, {c1:v}.16b, {x16:v}.4b[1]",
+                "sdot {sum:v}.4s, {c2:v}.16b, {x16:v}.4b[2]",
+                "sdot {sum:v}.4s, {c3:v}.16b, {x16:v}.4b[3]",
+                c0 = in(vreg) codes[0], c1 = in(vreg) codes[1], c2 = in(vreg) codes[2], c3 = in(vreg) codes[3],
+                sum = inout(vreg) sums[ROW], x = in(reg) x, row = const ROW * size_of::<Block>(),
+                x16 = out(vreg) _,
+                options(nostack, preserves_flags)
+            );
+        }
+    });
+}
+
+/// Adds the 16 columns of line V.
+#[inline(always)]
+fn add_line<const V: usize>(sums: &mut [InPlace; QUADS], lines: &[u8], x: [int8x16_t; FIELDS]) {
+    let bytes = each([0, 1, 2, 3], |q| load(lines, 64 * V + 16 * q));
+    let masked = |byte, mask| vreinterpretq_s8_u8(vandq_u8(byte, vdupq_n_u8(mask)));
+    for q in 0..QUADS {
+        sums[q][0] = sdot::<V>(sums[q][0], masked(bytes[q], 3), x[0]);
+    }
+    for q in 0..QUADS {
+        sums[q][1] = sdot::<V>(sums[q][1], masked(bytes[q], 12), x[1]);
+    }
+    for q in 0..QUADS {
+        sums[q][2] = sdot::<V>(sums[q][2], masked(bytes[q], 48), x[2]);
+    }
+    for q in 0..QUADS {
+        sums[q][0] = sdot::<V>(sums[q][0], code::<3>(bytes[q]), x[3]);
     }
 }

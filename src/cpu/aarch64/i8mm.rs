@@ -2,9 +2,10 @@
 
 use super::super::Kernels;
 use super::super::rows::{Block, Rows};
-use super::dotprod::{DOTPROD, Sdot};
+use super::dotprod::{DOTPROD, Sdot, TernarySdot};
 use super::intrinsics::*;
-use super::{Codes, Dot, each, gemm, quants, scales, set};
+use super::ternary::{self, FIELDS, LINES, Ternary, code, fields, for_each_row};
+use super::{Codes, Dot, Micro, QUADS, each, gemm, load, quants, scales, set};
 use std::arch::asm;
 
 pub static I8MM: Kernels = Kernels {
@@ -18,6 +19,8 @@ pub static I8MM: Kernels = Kernels {
     gemm_q4_k: gemm_k::<4>,
     gemm_q5_k: gemm_k::<5>,
     gemm_q6_k,
+    gemm_tq2_0,
+    gemm_i2_s,
     ..DOTPROD
 };
 
@@ -32,6 +35,15 @@ fn gemm_k<const BITS: usize>(tile: &[u8], x: Rows<'_>, out: &mut [f32]) {
 #[target_feature(enable = "i8mm,dotprod")]
 fn gemm_q6_k(tile: &[u8], x: Rows<'_>, out: &mut [f32]) {
     gemm::q6_k::<Smmla>(tile, x, out);
+}
+
+#[target_feature(enable = "i8mm,dotprod")]
+fn gemm_tq2_0(tile: &[u8], x: Rows<'_>, out: &mut [f32]) {
+    ternary::tq2_0::<TernarySmmla>(tile, x, out);
+}
+#[target_feature(enable = "i8mm,dotprod")]
+fn gemm_i2_s(tile: &[u8], x: Rows<'_>, out: &mut [f32]) {
+    ternary::i2_s::<TernarySmmla>(tile, x, out);
 }
 
 /// Activation rows by twos: sums 2p and 2p + 1 are those of rows 2p and 2p + 1, with the first and the last two weight rows
@@ -245,4 +257,103 @@ impl Dot for Smmla {
         }
         sums
     }
+}
+
+/// Sums as of `Smmla`.
+struct TernarySmmla;
+
+impl Ternary for TernarySmmla {
+    const ROWS: usize = 16;
+
+    #[inline(always)]
+    fn rows<const M: usize>(mut sums: [int32x4_t; M]) -> [int32x4_t; M] {
+        for two in sums.as_chunks_mut::<2>().0 {
+            *two = halves(two[0], two[1]);
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn one<const TOP: bool>(lines: &[u8], x: Micro<'_, 1>, first: usize, start: int32x4_t) -> [int32x4_t; QUADS] {
+        TernarySdot::one::<TOP>(lines, x, first, start)
+    }
+
+    #[inline(always)]
+    fn add<const TOP: bool, const M: usize>(
+        sums: &mut [[int32x4_t; M]; QUADS],
+        lines: &[u8],
+        x: &Micro<'_, M>,
+        first: usize,
+    ) {
+        let mut arranged = [[[[0; 32]; M]; FIELDS]; 2];
+        let blocks = lines.len() / LINES;
+        for (b, arranged) in arranged[..blocks].iter_mut().enumerate() {
+            for (x, arranged) in fields::<TOP, M>(x, first + FIELDS * b).into_iter().zip(arranged) {
+                arrange(x, arranged);
+            }
+        }
+        for (quad, sums) in sums.iter_mut().enumerate() {
+            let mut sum = *sums;
+            for (lines, x) in lines.chunks_exact(LINES).zip(&arranged) {
+                for (half, lines) in lines.chunks_exact(LINES / 2).enumerate() {
+                    let bytes = Smmla::arrange_codes(each([0, 1, 2, 3], |v| load(lines, 64 * v + 16 * quad)));
+                    let x = each([0, 1, 2, 3], |i| x[i].as_flattened()[32 * half..].as_ptr());
+                    add_ternary::<M>(&mut sum, each(bytes, code::<0>), x[0]);
+                    add_ternary::<M>(&mut sum, each(bytes, code::<1>), x[1]);
+                    add_ternary::<M>(&mut sum, each(bytes, code::<2>), x[2]);
+                    add_ternary::<M>(&mut sum, each(bytes, code::<3>), x[3]);
+                }
+            }
+            *sums = sum;
+        }
+    }
+}
+
+/// Writes columns 8i to 8i + 7 of each two rows side by side, 16 bytes for each i.
+#[inline(always)]
+fn arrange<const M: usize>(x: &[Block; M], arranged: &mut [[i8; 32]; M]) {
+    for (x, arranged) in x.as_chunks::<2>().0.iter().zip(arranged.as_chunks_mut::<2>().0) {
+        // SAFETY: reads the quants of two blocks and writes the two rows. Not with vector registers, which have more
+        // to do.
+        unsafe {
+            asm!(
+                "ldp {a0}, {a1}, [{x}]",
+                "ldp {b0}, {b1}, [{x}, 48]",
+                "ldp {a2}, {a3}, [{x}, 16]",
+                "ldp {b2}, {b3}, [{x}, 64]",
+                "stp {a0}, {b0}, [{arranged}]",
+                "stp {a1}, {b1}, [{arranged}, 16]",
+                "stp {a2}, {b2}, [{arranged}, 32]",
+                "stp {a3}, {b3}, [{arranged}, 48]",
+                x = in(reg) x, arranged = in(reg) arranged,
+                a0 = out(reg) _, a1 = out(reg) _, a2 = out(reg) _, a3 = out(reg) _,
+                b0 = out(reg) _, b1 = out(reg) _, b2 = out(reg) _, b3 = out(reg) _,
+                options(nostack, preserves_flags)
+            );
+        }
+    }
+}
+
+/// Adds 16 columns to the sums of M rows.
+#[inline(always)]
+fn add_ternary<const M: usize>(sums: &mut [int32x4_t; M], codes: Codes, x: *const i8) {
+    for_each_row!(M, |ROW| {
+        if ROW % 2 == 0 {
+            let [sum0, sum1] = sums[ROW..].first_chunk_mut().expect("rows by twos");
+            // SAFETY: reads 32 bytes of two rows; compiled only into functions with the i8mm feature.
+            unsafe {
+                asm!(
+                    "ldp {a:q}, {b:q}, [{x}, {row}]",
+                    "smmla {sum0:v}.4s, {a:v}.16b, {c0:v}.16b",
+                    "smmla {sum1:v}.4s, {a:v}.16b, {c1:v}.16b",
+                    "smmla {sum0:v}.4s, {b:v}.16b, {c2:v}.16b",
+                    "smmla {sum1:v}.4s, {b:v}.16b, {c3:v}.16b",
+                    c0 = in(vreg) codes[0], c1 = in(vreg) codes[1], c2 = in(vreg) codes[2], c3 = in(vreg) codes[3],
+                    sum0 = inout(vreg) *sum0, sum1 = inout(vreg) *sum1, x = in(reg) x, row = const ROW * 32,
+                    a = out(vreg) _, b = out(vreg) _,
+                    options(nostack, preserves_flags)
+                );
+            }
+        }
+    });
 }

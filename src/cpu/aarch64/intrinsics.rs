@@ -75,6 +75,8 @@ intrinsics! {
     vshrq_n_s8<N>(a: int8x16_t) -> int8x16_t;
     vshrq_n_u8<N>(a: uint8x16_t) -> uint8x16_t;
     vsliq_n_u8<N>(a: uint8x16_t, b: uint8x16_t) -> uint8x16_t;
+    vsraq_n_s16<N>(a: int16x8_t, b: int16x8_t) -> int16x8_t;
+    vsraq_n_s32<N>(a: int32x4_t, b: int32x4_t) -> int32x4_t;
     vsubq_f32(a: float32x4_t, b: float32x4_t) -> float32x4_t;
     vtstq_u8(a: uint8x16_t, b: uint8x16_t) -> uint8x16_t;
     vzip1q_f32(a: float32x4_t, b: float32x4_t) -> float32x4_t;

@@ -10,6 +10,8 @@ mod gemv;
 pub mod i8mm;
 mod intrinsics;
 pub mod neon;
+mod smlal;
+mod ternary;
 
 use super::rows::{Block, Micro};
 use super::tile;

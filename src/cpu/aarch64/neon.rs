@@ -11,7 +11,8 @@ use super::super::rows::Rows;
 use super::super::scalar::SCALAR;
 use super::super::{Kernels, tile};
 use super::intrinsics::*;
-use super::{Dot, Micro, Out, QUADS, each, each_micro, gemm, load, store};
+use super::smlal::Smlal;
+use super::{Dot, Micro, Out, QUADS, each, each_micro, gemm, load, store, ternary};
 use std::arch::aarch64::{vld1_u16, vld1q_f32, vst1_u16, vst1q_f32};
 use std::arch::asm;
 
@@ -29,6 +30,8 @@ pub static NEON: Kernels = Kernels {
     gemm_q4_k: gemm::k::<Narrow<16>, 4>,
     gemm_q5_k: gemm::k::<Narrow<8>, 5>,
     gemm_q6_k: gemm::q6_k::<Narrow<16>>,
+    gemm_tq2_0: ternary::tq2_0::<Smlal>,
+    gemm_i2_s: ternary::i2_s::<Smlal>,
     attend,
     f32_from_f16,
     f16_from_f32,
