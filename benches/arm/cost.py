@@ -17,7 +17,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 TARGET = "aarch64-unknown-linux-gnu"
 GNU = "aarch64-linux-gnu"
-FORMATS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+FORMATS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "TQ2_0", "I2_S")
+OURS_ONLY = ("I2_S",)  # What llama.cpp does not read.
 SIDES = ("ours", "llama.cpp")
 ROWS = 16  # Of weights: one tile of ours.
 # Activation rows and columns. Of the last only the instructions are counted, as llvm-mca takes long over it.
@@ -173,15 +174,27 @@ def table(head, rows):
     return "\n".join(lines)
 
 
+def sides(format):
+    """Who has kernels for a format."""
+    return SIDES[: 1 if format in OURS_ONLY else None]
+
+
+def ratio(costs, core, format, shape):
+    """The end of a row: how many of our cycles theirs are; without them their three cells are empty too."""
+    if format in OURS_ONLY:
+        return [""] * 4
+    ours, theirs = (costs[core, side, format, shape].cycles for side in SIDES)
+    return [f"{theirs / ours:.2f}"]
+
+
 def decode_table(costs, core):
     rows = []
     for format in FORMATS:
-        ours, theirs = (costs[core, side, format, DECODE] for side in SIDES)
-        cells = [
-            [cost.kernel] + [f"{count / cost.weight_bytes:.2f}" for count in (cost.instructions, cost.cycles)]
-            for cost in (ours, theirs)
-        ]
-        rows.append([format, *cells[0], *cells[1], f"{theirs.cycles / ours.cycles:.2f}"])
+        cells = []
+        for side in sides(format):
+            cost = costs[core, side, format, DECODE]
+            cells += [cost.kernel, *(f"{count / cost.weight_bytes:.2f}" for count in (cost.instructions, cost.cycles))]
+        rows.append([format, *cells, *ratio(costs, core, format, DECODE)])
     kinds = [f"{what}, {side}" for side in SIDES for what in ("kernel", "instructions/B", "cycles/B")]
     return table(["", *kinds, "cycles, llama.cpp's / ours"], rows)
 
@@ -190,12 +203,11 @@ def prefill_table(costs, core):
     rows = []
     for format in FORMATS:
         cells = []
-        for side in SIDES:
+        for side in sides(format):
             few, many = costs[core, side, format, PREFILL], costs[core, side, format, CHUNK]
             cells += [f"{cost.instructions / cost.products:.3f}" for cost in (few, many)]
             cells.append(f"{few.products / few.cycles:.1f}")
-        ours, theirs = (costs[core, side, format, PREFILL].cycles for side in SIDES)
-        rows.append([format, *cells, f"{theirs / ours:.2f}"])
+        rows.append([format, *cells, *ratio(costs, core, format, PREFILL)])
     counts = [f"instructions/MAC, {shape[0]} rows" for shape in (PREFILL, CHUNK)]
     kinds = [f"{what}, {side}" for side in SIDES for what in (*counts, f"MAC/cycle, {PREFILL[0]} rows")]
     return table(["", *kinds, "cycles, llama.cpp's / ours"], rows)
@@ -212,10 +224,11 @@ def board_tables(costs):
     for format in FORMATS:
         row = [format]
         for board in BOARDS:
-            for side in SIDES:
+            for side in sides(format):
                 cost = costs[board.core, side, format, DECODE]
                 speed = board.cores * board.ghz / cost.cycles * cost.weight_bytes
                 row.append(f"{speed:.1f}" if speed >= board.peak else f"**{speed:.1f}**")
+            row += [""] * (len(SIDES) - len(sides(format)))
         rows.append(row)
     return boards, table(["", *(f"{board.name}, {side}" for board in BOARDS for side in SIDES)], rows)
 
@@ -261,7 +274,8 @@ def main():
             theirs = build_llama_cpp(arguments.source, core, folder)
             for format in FORMATS:
                 for shape in (DECODE, PREFILL, CHUNK):
-                    for side, program in zip(SIDES, ([ours, "--once"], [theirs]), strict=True):
+                    for side in sides(format):
+                        program = [ours, "--once"] if side == SIDES[0] else [theirs]
                         job = pool.submit(tools.cost, core, shape, *program, format)
                         futures[core, side, format, shape] = job
         costs = {key: job.result() for key, job in futures.items()}

@@ -31,7 +31,8 @@ typedef void Product(int n, float *y, size_t y_stride, const void *w, const void
 #endif
 
 Dot ggml_vec_dot_q4_0_q8_0, ggml_vec_dot_q4_1_q8_1, ggml_vec_dot_q5_0_q8_0, ggml_vec_dot_q5_1_q8_1,
-    ggml_vec_dot_q8_0_q8_0, ggml_vec_dot_q4_K_q8_K, ggml_vec_dot_q5_K_q8_K, ggml_vec_dot_q6_K_q8_K;
+    ggml_vec_dot_q8_0_q8_0, ggml_vec_dot_q4_K_q8_K, ggml_vec_dot_q5_K_q8_K, ggml_vec_dot_q6_K_q8_K,
+    ggml_vec_dot_tq2_0_q8_K;
 Product ggml_gemv_q4_0_4x4_q8_0, ggml_gemv_q4_0_4x8_q8_0, ggml_gemv_q8_0_4x4_q8_0, ggml_gemv_q8_0_4x8_q8_0,
     ggml_gemv_q4_K_8x4_q8_K, ggml_gemv_q4_K_8x8_q8_K, ggml_gemv_q5_K_8x4_q8_K, ggml_gemv_q5_K_8x8_q8_K,
     ggml_gemv_q6_K_8x4_q8_K, ggml_gemv_q6_K_8x8_q8_K, ggml_gemm_q4_0_4x4_q8_0, ggml_gemm_q4_0_4x8_q8_0,
@@ -54,6 +55,7 @@ static const struct Kernel {
     {"Q4_K", 256, 144, 292, 1, ggml_vec_dot_q4_K_q8_K, K_PRODUCTS(q4_K)},
     {"Q5_K", 256, 176, 292, 1, ggml_vec_dot_q5_K_q8_K, K_PRODUCTS(q5_K)},
     {"Q6_K", 256, 210, 292, 1, ggml_vec_dot_q6_K_q8_K, K_PRODUCTS(q6_K)},
+    {"TQ2_0", 256, 66, 292, 1, ggml_vec_dot_tq2_0_q8_K, "vec_dot", NULL, NULL},
 };
 
 enum { W_ROWS = 16, WEIGHT = 0x31 };
