@@ -126,7 +126,8 @@
 // Read the file into memory instead of mapping it.
 #define EDGELLM_LOAD_NO_MMAP 2
 
-// Weights dequantized to f32 and activations in f32: slow and large, for checking results.
+// Weights dequantized to f32 and activations in f32: slow and large, for checking results. Activations that the model
+// itself rounds to int8 (BitNet) are rounded.
 #define EDGELLM_LOAD_EXACT 256
 
 // Add BOS and EOS as the model wants.

@@ -6,8 +6,8 @@
 //! |---|---|
 //! | [`error`] | every way this crate can fail |
 //! | [`tensor`] | aligned memory and shapes, no maths |
-//! | [`quant`] | weight formats: block layout and dequantization, one file each |
-//! | [`mod@file`] | GGUF: parsing, limits, memory mapping |
+//! | [`quant`] | weight formats: block layout, dequantization, of some quantization |
+//! | [`mod@file`] | GGUF and safetensors: parsing, limits, memory mapping |
 //! | [`tokenizer`] | text to tokens and back, chat templates |
 //! | [`cpu`] | kernels, one table per instruction set, and the thread pool |
 //! | [`backend`] | the five stages of a layer, carried out by a machine |

@@ -26,7 +26,8 @@ pub type edgellm_thread_fn = Option<unsafe extern "C" fn(user: *mut c_void, inde
 
 /// Read the file into memory instead of mapping it.
 pub const EDGELLM_LOAD_NO_MMAP: u32 = 2;
-/// Weights dequantized to f32 and activations in f32: slow and large, for checking results.
+/// Weights dequantized to f32 and activations in f32: slow and large, for checking results. Activations that the model
+/// itself rounds to int8 (BitNet) are rounded.
 pub const EDGELLM_LOAD_EXACT: u32 = 256;
 
 /// As many CPUs as any machine has, and more.

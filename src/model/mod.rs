@@ -36,7 +36,8 @@ pub struct LoadOptions<'a> {
     pub on_thread: Option<OnThread>,
     /// Map the file (default) or read it.
     pub mmap: bool,
-    /// Weights dequantized to f32, activations and KV cache in f32: slow and large, for checking.
+    /// Weights dequantized to f32, activations and KV cache in f32: slow and large, for checking. Activations that the model
+    /// itself rounds to int8 (BitNet) are rounded.
     pub exact: bool,
     /// Kernel table by name (`x86_64-avx2`, `scalar`); None = `LIBEDGELLM_FORCE_ISA` or the best this CPU has.
     pub isa: Option<&'a str>,
