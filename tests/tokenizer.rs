@@ -220,6 +220,35 @@ fn what_is_not_supported_is_refused_by_name() {
     }
 }
 
+#[test]
+fn bitnet_files_with_the_vocabulary_of_llama_3_need_no_pre_tokenizer() {
+    let mut metadata = metadata(&data("small-vocab.bin"));
+    let tokens = metadata.strings(TOKENS).unwrap().unwrap();
+    let mut tokens: Vec<Vec<u8>> = tokens.iter().map(<[u8]>::to_vec).collect();
+    let mut types: Vec<i32> = metadata.ints(TYPES).unwrap().unwrap().iter().map(|&kind| kind as i32).collect();
+    tokens.iter_mut().filter(|token| *token == b"<|begin_of_text|>").for_each(|token| *token = b"[MOVED]".to_vec());
+    tokens.extend((tokens.len()..128_000).map(|i| format!("[UNUSED_{i}]").into_bytes()));
+    types.resize(tokens.len(), 5);
+    tokens.push(b"<|begin_of_text|>".to_vec());
+    types.push(3);
+    set(&mut metadata, TYPES, Some(ints(&types)));
+    set(&mut metadata, PRE, None);
+    let mut load = |architecture: &str, last: &[u8]| {
+        *tokens.last_mut().unwrap() = last.to_vec();
+        set(&mut metadata, TOKENS, Some(strings(&tokens)));
+        set(&mut metadata, "general.architecture", Some(Value::String(architecture.into())));
+        Tokenizer::from_metadata(&metadata).map(Option::unwrap)
+    };
+    let text = "1234567 it's  here\n\n.";
+    for architecture in ["bitnet-b1.58", "bitnet-25"] {
+        let tokenizer = load(architecture, b"<|begin_of_text|>").unwrap();
+        let expected = small("llama-bpe").encode(text, false, false).unwrap();
+        assert_eq!(tokenizer.encode(text, false, false).unwrap(), expected);
+        assert_ne!(small("qwen2").encode(text, false, false).unwrap(), expected);
+    }
+    assert!(load("bitnet-b1.58", b"<|other|>").is_err() && load("llama", b"<|begin_of_text|>").is_err());
+}
+
 /// What a damage does to the token texts, their types and the merges.
 type Damage = fn(&mut Vec<Vec<u8>>, &mut Vec<i32>, &mut Vec<Vec<u8>>);
 

@@ -84,9 +84,10 @@ impl Tokenizer {
                 return Err(Error::Unsupported(format!("{MODEL} is {model:?}; supported: \"gpt2\" (byte-level BPE)")));
             }
         }
-        let pre = pre::find(metadata.string(PRE)?)?;
         let missing = |key| Error::Format(format!("{key} is missing"));
         let texts = metadata.strings(TOKENS)?.ok_or_else(|| missing(TOKENS))?;
+        let implied = implied_pre(metadata.string("general.architecture")?, &texts);
+        let pre = pre::find(metadata.string(PRE)?.or(implied))?;
         let merges = metadata.strings(MERGES)?.ok_or_else(|| missing(MERGES))?;
         if texts.len() > i32::MAX as usize {
             return Err(Error::Format(format!("{TOKENS} has {} entries, at most {}", texts.len(), i32::MAX)));
@@ -241,6 +242,13 @@ fn adds(metadata: &Metadata, key: &str, token: Option<u32>, token_key: &str) -> 
         return Err(Error::Format(format!("{key} is true, but {token_key} is missing")));
     }
     Ok(adds)
+}
+
+/// The pre-tokenizer of files that say none, where it is known all the same: the files of bitnet-b1.58-2B-4T, which has the
+/// vocabulary of Llama 3.
+fn implied_pre(architecture: Option<&str>, texts: &Strings<'_>) -> Option<&'static str> {
+    let is_llama3 = texts.get(128_000).is_some_and(|text| text == b"<|begin_of_text|>");
+    (matches!(architecture, Some("bitnet-b1.58" | "bitnet-25")) && is_llama3).then_some("llama-bpe")
 }
 
 /// All tokens that end generation, ascending.
