@@ -60,16 +60,15 @@ impl CpuSequence {
             inner,
         })
     }
+}
 
-    /// RMSNorm of the residual stream's rows `from..tokens` into `normed`, row 0 on, quantized for these matrices.
-    fn norm(&mut self, from: usize, weight: &[f32], matrices: &[&Matrix]) -> Result<()> {
-        let (inner, hidden) = (&*self.inner, self.inner.shape.hidden);
-        let residual = &self.residual[from * hidden..self.tokens * hidden];
-        each_row(inner, &mut self.normed, self.tokens - from, matrices, |t, values| {
-            values.copy_from_slice(&residual[t * hidden..][..hidden]);
-            inner.kernels.rms_norm(values, weight, inner.shape.norm_epsilon);
-        })
-    }
+/// RMSNorm of rows of the residual stream, quantized for these matrices. residual: (rows, hidden).
+fn norm(inner: &Inner, residual: &[f32], normed: &mut RowsBuffer, weight: &[f32], matrices: &[&Matrix]) -> Result<()> {
+    let hidden = inner.shape.hidden;
+    each_row(inner, normed, residual.len() / hidden, matrices, |t, values| {
+        values.copy_from_slice(&residual[t * hidden..][..hidden]);
+        inner.kernels.rms_norm(values, weight, inner.shape.norm_epsilon);
+    })
 }
 
 /// Writes `count` rows by `write(row, values)` and quantizes them for these matrices, panel by panel in parallel.
@@ -165,12 +164,13 @@ impl Sequence for CpuSequence {
     }
 
     fn attn_in(&mut self, layer: usize) -> Result<()> {
-        let inner = self.inner.clone();
+        let inner = &*self.inner;
         let Layer { attn_norm, q, k, v, .. } = &inner.layers[layer];
-        self.norm(0, attn_norm, &[q, k, v])?;
+        let residual = &self.residual[..self.tokens * inner.shape.hidden];
+        norm(inner, residual, &mut self.normed, attn_norm, &[q, k, v])?;
         let widths = [inner.shape.query_heads * inner.shape.head_dim, tiled_width(k.rows()), tiled_width(v.rows())];
         let outs = [Disjoint::new(&mut self.q), Disjoint::new(&mut self.k), Disjoint::new(&mut self.v)];
-        project(&inner, &[q, k, v], self.normed.rows(self.tokens), |m, row, t, sums| {
+        project(inner, &[q, k, v], self.normed.rows(self.tokens), |m, row, t, sums| {
             let at = t * widths[m] + row;
             // SAFETY: each tile of each row is taken by one job.
             unsafe { outs[m].range(at..at + tile::ROWS) }.copy_from_slice(sums);
@@ -200,9 +200,10 @@ impl Sequence for CpuSequence {
     }
 
     fn ffn_in(&mut self, layer: usize) -> Result<()> {
-        let inner = &*self.inner.clone();
+        let inner = &*self.inner;
         let Layer { ffn_norm, gate, up, ffn_sub_norm, down, .. } = &inner.layers[layer];
-        self.norm(0, ffn_norm, &[gate, up])?;
+        let residual = &self.residual[..self.tokens * inner.shape.hidden];
+        norm(inner, residual, &mut self.normed, ffn_norm, &[gate, up])?;
         let (width, kernels) = (inner.shape.intermediate, inner.kernels);
         let x = self.normed.rows(self.tokens);
         let out = Disjoint::new(&mut self.activated.values);
@@ -237,10 +238,11 @@ impl Sequence for CpuSequence {
     }
 
     fn head(&mut self) -> Result<()> {
-        let inner = self.inner.clone();
-        self.norm(self.tokens - 1, &inner.output_norm, &[&inner.head])?;
+        let inner = &*self.inner;
+        let last = &self.residual[(self.tokens - 1) * inner.shape.hidden..self.tokens * inner.shape.hidden];
+        norm(inner, last, &mut self.normed, &inner.output_norm, &[&inner.head])?;
         let logits = Disjoint::new(&mut self.logits);
-        project(&self.inner, &[&self.inner.head], self.normed.rows(1), |_, row, _, sums| {
+        project(inner, &[&inner.head], self.normed.rows(1), |_, row, _, sums| {
             // SAFETY: each tile is taken by one job.
             unsafe { logits.range(row..row + tile::ROWS) }.copy_from_slice(sums);
         })
