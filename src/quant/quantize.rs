@@ -93,8 +93,6 @@ mod tests {
 
     #[test]
     fn values_that_the_format_has_come_back_exactly() {
-        let q8_0: Vec<f32> = (0..256).map(|i| (i % 255 - 127) as f32 * 0.25).collect();
-        assert_eq!(round_trip(Format::Q8_0, &q8_0[..32]).len(), 32);
         let exact: Vec<f32> = (0..32).map(|i| if i == 0 { 127.0 } else { (i * 7 % 120) as f32 }).collect();
         assert_eq!(round_trip(Format::Q8_0, &exact), exact);
         let exact: Vec<f32> = (0..256).map(|i| if i % 16 == 0 { -32.0 } else { (i % 61 - 30) as f32 }).collect();

@@ -25,7 +25,7 @@
 //! tensor's, an f32 behind all its blocks (`file::Tensor::scale`). This is the layout of `bitnet-b1.58-2B-4T-gguf`. bitnet.cpp
 //! writes others under the same id when it quantizes on ARM or in some builds, and nothing in a file tells them apart.
 
-use super::f16_at;
+use super::{f16_at, pack};
 
 /// The bytes behind an I2_S tensor's blocks: its scale, and padding.
 pub const I2_S_TAIL_BYTES: usize = 32;
@@ -80,13 +80,8 @@ pub fn has_code_3(bytes: &[u8]) -> bool {
 
 /// A TQ2_0 block of 256 codes from a TQ1_0 block: the same values.
 pub fn tq1_0_as_tq2_0(block: &[u8; 54], out: &mut [u8; 66]) {
-    let codes = tq1_0_codes(block);
-    for (codes, out) in codes.as_chunks::<128>().0.iter().zip(out.as_chunks_mut::<32>().0) {
-        for i in 0..32 {
-            out[i] = codes[i] | codes[32 + i] << 2 | codes[64 + i] << 4 | codes[96 + i] << 6;
-        }
-    }
-    out[64..].copy_from_slice(&block[52..]);
+    let scale = half::f16::from_le_bytes([block[52], block[53]]);
+    pack::tq2_0(&tq1_0_codes(block), scale, out);
 }
 
 /// Two I2_S blocks with the codes of a TQ2_0 block; without a scale, so that all are 0 where that one's scale is 0.
@@ -110,31 +105,12 @@ mod tests {
         std::array::from_fn(|e| if seed < 3 { seed as u8 } else { ((e * 7919 + seed * 104_729) >> 3) as u8 % 3 })
     }
 
-    /// TQ1_0's bytes, by the definition: the least byte whose digits are the codes.
-    fn tq1_0_of(codes: &[u8; 256]) -> [u8; 54] {
-        let pack = |digits: [u8; 5]| {
-            let number = digits.iter().fold(0u16, |number, digit| number * 3 + u16::from(*digit));
-            (number * 256).div_ceil(243) as u8
-        };
-        let mut block = [0; 54];
-        for i in 0..32 {
-            block[i] = pack(std::array::from_fn(|n| codes[32 * n + i]));
-        }
-        for i in 0..16 {
-            block[32 + i] = pack(std::array::from_fn(|n| codes[160 + 16 * n + i]));
-        }
-        for i in 0..4 {
-            block[48 + i] = pack(std::array::from_fn(|n| if n < 4 { codes[240 + 4 * n + i] } else { 0 }));
-        }
-        block
-    }
-
     #[test]
     fn base_3_and_2_bits_hold_the_same_codes() {
         for seed in 0..40 {
             let codes = codes(seed);
-            let mut block = tq1_0_of(&codes);
-            block[52..].copy_from_slice(&half::f16::from_f32(0.75).to_le_bytes());
+            let mut block = [0; 54];
+            pack::tq1_0(&codes, half::f16::from_f32(0.75), &mut block);
             assert_eq!(tq1_0_codes(&block), codes);
             let mut two_bits = [0; 66];
             tq1_0_as_tq2_0(&block, &mut two_bits);

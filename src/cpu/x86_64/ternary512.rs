@@ -11,10 +11,8 @@
 use super::super::rows::{Block, Micro, Rows};
 use super::super::tile;
 use super::avx512::{Sums, broadcast, each_micro, load, load_f16, load_in_order, row, store, unrolled};
+use super::ternary256::{LINES, shift};
 use std::arch::x86_64::*;
-
-/// Bytes of 128 columns of a tile.
-const LINES: usize = 8 * 64;
 
 /// I2_S, or TQ2_0 if SCALED.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
@@ -24,11 +22,6 @@ pub fn gemm<const SCALED: bool>(tile: &[u8], x: Rows<'_>, out: &mut [f32]) {
     if t < x.count() {
         gemv::<SCALED>(tile, Micro::new(&x, t), row(out, t));
     }
-}
-
-/// Where field f of a byte is.
-const fn shift<const SCALED: bool>(f: usize) -> usize {
-    if SCALED { 2 * f } else { 6 - 2 * f }
 }
 
 #[inline]
