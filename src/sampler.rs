@@ -95,6 +95,11 @@ impl Sampling {
         Ok(())
     }
 
+    /// The highest logit as the model gave it.
+    pub(crate) fn is_plain_greedy(&self) -> bool {
+        self.temperature == 0.0 && !self.changes_logits()
+    }
+
     fn changes_logits(&self) -> bool {
         !self.bias.is_empty()
             || self.repeat_penalty != 1.0
@@ -139,7 +144,7 @@ impl Sampler {
         if logits.iter().fold(false, |bad, logit| bad | !logit.is_finite()) {
             return Err(Error::Format("the logits are not finite: the weights hold NaN or infinity".into()));
         }
-        if sampling.temperature == 0.0 && !sampling.changes_logits() {
+        if sampling.is_plain_greedy() {
             let best = logits.iter().fold(f32::NEG_INFINITY, |best, &logit| if logit > best { logit } else { best });
             return Ok(logits.iter().position(|&logit| logit == best).unwrap_or(0) as u32);
         }

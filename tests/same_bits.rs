@@ -37,7 +37,7 @@ fn session_with(model: &Arc<Model>, prefill_chunk: usize, kv_format: KvFormat) -
 }
 
 /// FNV-1a, a word at a time, over the bits of the session's logits, going on from `hash`.
-fn add_logits(hash: u64, session: &Session) -> u64 {
+fn add_logits(hash: u64, session: &mut Session) -> u64 {
     session.logits().expect("just computed").iter().fold(hash, |hash, logit| {
         assert!(logit.is_finite());
         (hash ^ u64::from(logit.to_bits())).wrapping_mul(0x0000_0100_0000_01b3)
@@ -200,7 +200,7 @@ fn decoding_gives_the_bits_of_prefill() {
             let mut session = session(&model, 0);
             session.prompt(&tokens[..len]).expect("room");
             assert!(session.forward(None).expect("a good model"));
-            prefilled = add_logits(prefilled, &session);
+            prefilled = add_logits(prefilled, &mut session);
         }
         assert_eq!(decoded, prefilled, "{name}");
     }
@@ -221,10 +221,10 @@ fn rewind_and_replay_gives_the_same_bits() {
         assert!(replayed.forward(None).expect("a good model"));
         replayed.rewind(60).expect("it has 60");
         assert!(replayed.forward(None).expect("a good model"));
-        let again = add_logits(HASH_START, &replayed);
+        let again = add_logits(HASH_START, &mut replayed);
         replayed.append(&tokens[60..]).expect("room");
         assert!(replayed.forward(None).expect("a good model"));
-        assert_eq!(add_logits(again, &replayed), expected, "rewound to {keep}");
+        assert_eq!(add_logits(again, &mut replayed), expected, "rewound to {keep}");
     }
     // Other tokens in between leave nothing behind.
     let other: Vec<u32> = tokens.iter().rev().copied().collect();
@@ -233,7 +233,7 @@ fn rewind_and_replay_gives_the_same_bits() {
     assert_eq!(replayed.prompt(&tokens[..60]).expect("room"), 0);
     assert_eq!(hash(&mut session(&model, 0), &tokens, &[60]), {
         assert!(replayed.forward(None).expect("a good model"));
-        add_logits(HASH_START, &replayed)
+        add_logits(HASH_START, &mut replayed)
     });
 }
 

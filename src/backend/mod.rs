@@ -6,8 +6,8 @@
 
 pub mod cpu;
 
-use crate::Result;
 use crate::file::Tensor;
+use crate::{Error, Result};
 
 /// The shape of a model: what a backend must know beside the weights.
 #[derive(Clone, Debug)]
@@ -155,8 +155,26 @@ pub trait Sequence: Send {
     fn ffn_out(&mut self, layer: usize) -> Result<()>;
     /// RMSNorm and output projection of the pass's last token.
     fn head(&mut self) -> Result<()>;
-    /// What `head` left: one logit per vocabulary entry.
-    fn logits(&self) -> &[f32];
+    /// How many pieces a pass over one generated token has on a machine that takes it in larger pieces than stages;
+    /// 0 = the stages it is.
+    fn decode_pieces(&self) -> usize {
+        0
+    }
+    /// One of those pieces, in order; the last leaves the logits.
+    fn decode_piece(&mut self, index: usize, token: u32, position: usize) -> Result<()> {
+        let _ = (index, token, position);
+        Err(Error::Internal("this backend decodes by stages".into()))
+    }
+    /// Waits until the stages so far are done, where they are done elsewhere. A pass is complete after it.
+    fn wait(&mut self) -> Result<()> {
+        Ok(())
+    }
+    /// What a complete pass with a head left: one logit per vocabulary entry.
+    fn logits(&mut self) -> Result<&[f32]>;
+    /// The highest logit and its token, the lowest among equals, where the machine has found them by itself.
+    fn best(&self) -> Option<(u32, f32)> {
+        None
+    }
     /// log Σ e^logit, with the machine's own fast sums.
     fn log_sum_exp(&self) -> f32;
     /// Memory of the KV cache.

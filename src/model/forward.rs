@@ -20,26 +20,44 @@ enum Stage {
     FfnIn,
     FfnOut,
     Head,
+    /// A piece of a pass over one generated token.
+    Decode(usize),
+    /// Everything is asked for.
+    Last,
     Done,
 }
 
-/// Runs the pass over `tokens`, the first at `position`, from where `progress` stands. `head`: leave logits.
+/// What a pass computes.
+pub struct Pass<'a> {
+    /// Its tokens.
+    pub tokens: &'a [u32],
+    /// The first one's position.
+    pub position: usize,
+    /// Leave logits.
+    pub head: bool,
+    /// The one token was generated, and logits are wanted: a backend may take it in pieces of its own.
+    pub decode: bool,
+    /// Wait at each border for what was asked for, so that `stop` is asked in time.
+    pub paced: bool,
+}
+
+/// Runs the pass from where `progress` stands.
 ///
 /// `stop` is asked at each stage border; true ends this call. Returns whether the pass is complete.
 pub fn forward(
     sequence: &mut dyn Sequence,
     layers: usize,
-    tokens: &[u32],
-    position: usize,
-    head: bool,
+    pass: &Pass<'_>,
     progress: &mut Progress,
     mut stop: impl FnMut() -> bool,
 ) -> Result<bool> {
+    let pieces = if pass.decode { sequence.decode_pieces() } else { 0 };
     loop {
         let layer = progress.layer;
         progress.stage = match progress.stage {
+            Stage::Embed if pieces > 0 => Stage::Decode(0),
             Stage::Embed => {
-                sequence.embed(tokens, position)?;
+                sequence.embed(pass.tokens, pass.position)?;
                 Stage::AttnIn
             }
             Stage::AttnIn => {
@@ -63,20 +81,33 @@ pub fn forward(
                 progress.layer += 1;
                 if progress.layer < layers {
                     Stage::AttnIn
-                } else if head {
+                } else if pass.head {
                     Stage::Head
                 } else {
-                    Stage::Done
+                    Stage::Last
                 }
             }
             Stage::Head => {
                 sequence.head()?;
+                Stage::Last
+            }
+            Stage::Decode(piece) => {
+                sequence.decode_piece(piece, pass.tokens[0], pass.position)?;
+                if piece + 1 < pieces { Stage::Decode(piece + 1) } else { Stage::Last }
+            }
+            Stage::Last => {
+                sequence.wait()?;
                 Stage::Done
             }
             Stage::Done => return Ok(true),
         };
-        if progress.stage != Stage::Done && stop() {
-            return Ok(false);
+        if !matches!(progress.stage, Stage::Last | Stage::Done) {
+            if pass.paced {
+                sequence.wait()?;
+            }
+            if stop() {
+                return Ok(false);
+            }
         }
     }
 }

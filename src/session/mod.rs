@@ -7,7 +7,7 @@ pub use control::{Control, Stats};
 
 use crate::backend::{KvFormat, Sequence};
 use crate::cpu::environment::FloatEnvironment;
-use crate::model::forward::{self, Progress};
+use crate::model::forward::{self, Pass, Progress};
 use crate::sampler::Sampler;
 use crate::{Error, Model, Result, Sampling};
 use control::Counter;
@@ -278,8 +278,11 @@ impl Session {
             return Ok(self.finish(Finish::Length, Outcome::of(EventKind::End)));
         }
         let sampling_start = Instant::now();
-        let token = self.sampler.choose(&self.sampling, self.sequence.logits(), &self.tokens)?;
-        let logprob = self.logprob(token);
+        let token = match self.sequence.best() {
+            Some((token, _)) if self.sampling.is_plain_greedy() => token,
+            _ => self.sampler.choose(&self.sampling, self.sequence.logits()?, &self.tokens)?,
+        };
+        let logprob = self.logprob(token)?;
         self.control.add(Counter::NsSample, sampling_start.elapsed().as_nanos() as u64);
         if self.run.generated > 0 {
             self.control.decode_step(start.elapsed().as_nanos() as u64);
@@ -301,11 +304,11 @@ impl Session {
     }
 
     /// The logits that `forward` left, one per vocabulary entry. `accept`, `step` and a new run end their validity.
-    pub fn logits(&self) -> Result<&[f32]> {
+    pub fn logits(&mut self) -> Result<&[f32]> {
         if !self.logits_ready {
             return Err(Error::State("no logits: call forward first".into()));
         }
-        Ok(self.sequence.logits())
+        self.sequence.logits()
     }
 
     /// Commits a token of the caller's choice after `forward`. The event is as `step`'s.
@@ -318,7 +321,7 @@ impl Session {
         self.check_new(&[token], self.tokens.len())?;
         self.text.silence();
         self.run.finish = None;
-        let logprob = self.logprob(token);
+        let logprob = self.logprob(token)?;
         let outcome = self.commit(token, logprob)?;
         Ok(self.event(outcome, start))
     }
@@ -331,20 +334,19 @@ impl Session {
         }
         let start = Instant::now();
         let (count, mut progress) = self.pass.take().unwrap_or((pending.min(self.prefill_chunk), Progress::default()));
+        let pass = Pass {
+            tokens: &self.tokens[self.cached..self.cached + count],
+            position: self.cached,
+            head: count == pending,
+            decode: count == 1 && self.cached >= self.run.prompt_end,
+            paced: deadline.is_some(),
+        };
         let mut cancelled = self.control.cancelled();
         let done = !cancelled
-            && forward::forward(
-                &mut *self.sequence,
-                self.model.config().shape.layers,
-                &self.tokens[self.cached..self.cached + count],
-                self.cached,
-                count == pending,
-                &mut progress,
-                || {
-                    cancelled = self.control.cancelled();
-                    cancelled || deadline.is_some_and(|deadline| Instant::now() >= deadline)
-                },
-            )?;
+            && forward::forward(&mut *self.sequence, self.model.config().shape.layers, &pass, &mut progress, || {
+                cancelled = self.control.cancelled();
+                cancelled || deadline.is_some_and(|deadline| Instant::now() >= deadline)
+            })?;
         if cancelled {
             self.control.clear_cancel();
             return Err(Error::Cancelled);
@@ -361,9 +363,12 @@ impl Session {
         Ok(true)
     }
 
-    fn logprob(&self, token: u32) -> f32 {
-        let logit = self.sequence.logits().get(token as usize).copied().unwrap_or(f32::NAN);
-        logit - self.sequence.log_sum_exp()
+    fn logprob(&mut self, token: u32) -> Result<f32> {
+        let logit = match self.sequence.best() {
+            Some((best, logit)) if best == token => logit,
+            _ => self.sequence.logits()?.get(token as usize).copied().unwrap_or(f32::NAN),
+        };
+        Ok(logit - self.sequence.log_sum_exp())
     }
 
     /// Adds a token to the sequence and decides whether it ends the run.

@@ -248,12 +248,12 @@ impl Sequence for CpuSequence {
         })
     }
 
-    fn logits(&self) -> &[f32] {
-        &self.logits[..self.inner.shape.vocab_len]
+    fn logits(&mut self) -> Result<&[f32]> {
+        Ok(&self.logits[..self.inner.shape.vocab_len])
     }
 
     fn log_sum_exp(&self) -> f32 {
-        let (max, sum) = self.inner.kernels.softmax_stats(self.logits());
+        let (max, sum) = self.inner.kernels.softmax_stats(&self.logits[..self.inner.shape.vocab_len]);
         max + libm::logf(sum)
     }
 
