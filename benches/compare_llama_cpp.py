@@ -18,7 +18,7 @@ Numbers are medians; the page cache is warm; llama.cpp has its default flags wit
   loaded       ms of these until there were model and sequence
   its peak     MiB, the most that was resident in that process, less what was before the load
 
-A file without a vocabulary, as synthetic_bitnet.py writes it, has no rows of first tokens.
+A file without a vocabulary, as synthetic_model.py writes it, has no rows of first tokens.
 
 Before and after each round on two or more threads placement_probe.c says whether the machine gives two threads two
 cores. Below 1.5 the round is dropped, of both sides, and repeated; the table says how many were. Nothing else may run
