@@ -130,6 +130,16 @@
 // itself rounds to int8 (BitNet) are rounded.
 #define EDGELLM_LOAD_EXACT 256
 
+// The order of codes in the official bitnet-b1.58-2B-4T-gguf, and in what bitnet.cpp's Python converter writes: blocks of
+// 128 weights.
+#define EDGELLM_I2S_BLOCK128 0
+
+// What bitnet.cpp's quantizer writes on ARM: blocks of 64 weights.
+#define EDGELLM_I2S_BLOCK64 1
+
+// What bitnet.cpp's quantizer writes on x86 where it was built without ACT_PARALLEL: groups of 4 rows.
+#define EDGELLM_I2S_ROWS4 2
+
 // Add BOS and EOS as the model wants.
 #define EDGELLM_TOK_BOS 1
 
@@ -238,6 +248,11 @@ typedef struct edgellm_load_params {
     edgellm_thread_fn on_thread;
     // Handed to on_thread. Valid until the last worker thread has ended.
     void *on_thread_user;
+    // EDGELLM_I2S_*: the order of codes in I2_S tensors, which no file says of itself; a wrong one gives a model that talks
+    // nonsense. Files without such tensors are not affected.
+    int32_t i2s_layout;
+    // For later: 0.
+    uint32_t reserved0;
 } edgellm_load_params;
 
 // Text that somebody else owns: `len` bytes at `ptr`, not NUL-terminated. How long it lives is said where it is given.

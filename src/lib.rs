@@ -40,5 +40,6 @@ pub mod tokenizer;
 pub use backend::KvFormat;
 pub use error::{Error, Result};
 pub use model::{LoadOptions, Model, Source};
+pub use quant::I2sLayout;
 pub use sampler::Sampling;
 pub use session::{Event, EventKind, Finish, Session, SessionOptions};

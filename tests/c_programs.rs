@@ -7,6 +7,8 @@ mod common;
 mod library;
 
 use common::cross;
+use edgellm::I2sLayout;
+use edgellm::quant::Format;
 use library::{Library, succeed};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -40,6 +42,28 @@ fn model() -> &'static Path {
         std::fs::write(&path, common::random_model(&spec)).expect("the model is written");
         path
     })
+}
+
+/// One model in I2_S, in each order of codes.
+fn layouts() -> &'static [PathBuf] {
+    static MODELS: OnceLock<Vec<PathBuf>> = OnceLock::new();
+    MODELS.get_or_init(|| {
+        let formats = common::Formats::ternary(Format::I2_S);
+        let spec = common::ModelSpec { formats, ..common::ModelSpec::tiny("bitnet-b1.58") };
+        let bytes = common::random_model(&spec);
+        let layouts = [I2sLayout::Block128, I2sLayout::Block64, I2sLayout::Rows4].into_iter();
+        let write = |layout| {
+            let path = scratch().join(format!("c-programs-{layout:?}-{}.gguf", std::process::id()));
+            std::fs::write(&path, common::in_i2s_layout(&bytes, layout)).expect("the model is written");
+            path
+        };
+        layouts.map(write).collect()
+    })
+}
+
+/// What a program is given.
+fn models(program: &str) -> Vec<&'static Path> {
+    if program == "layouts" { layouts().iter().map(PathBuf::as_path).collect() } else { vec![model()] }
 }
 
 /// A compiler command up to its sources.
@@ -110,7 +134,7 @@ fn run_everywhere(program: &str) {
         for link in [Link::Shared, Link::Static] {
             let path = compile(program, language, link, &[]);
             let mut command = cross::program(&path);
-            command.arg(model()).args(brief(program));
+            command.args(models(program)).args(brief(program));
             if program == "fork" && emulator_fails(&mut command) {
                 skip("fork: this emulator cannot start threads after a fork (qemu 7.2 cannot, 10.0 can)");
                 let _ = std::fs::remove_file(path);
@@ -161,6 +185,11 @@ fn api_program_runs() {
 #[test]
 fn misuse_is_refused_with_its_status_and_words_and_writes_nothing() {
     run_everywhere("misuse");
+}
+
+#[test]
+fn layouts_of_i2_s_are_the_same_model_when_they_are_named() {
+    run_everywhere("layouts");
 }
 
 #[test]
@@ -231,14 +260,14 @@ fn programs_are_clean_under_valgrind() {
         return skip("valgrind is not installed");
     }
     // Not quiet.c, whose own malloc stands in valgrind's way, and not ftz.c: valgrind has no flush-to-zero.
-    for program in ["api", "misuse", "threads", "workers", "fork"] {
+    for program in ["api", "misuse", "layouts", "threads", "workers", "fork"] {
         let path = compile(program, LANGUAGES[0], Link::Shared, &[]);
         let mut valgrind = Command::new("valgrind");
         // The child of a fork cannot free what is its parent's.
         let leaks = if program == "fork" { "--leak-check=no" } else { "--leak-check=full" };
         valgrind.args(["--quiet", leaks, "--errors-for-leak-kinds=definite,indirect"]);
         valgrind.args(["--show-leak-kinds=definite,indirect", "--error-exitcode=9", "--fair-sched=yes"]);
-        succeed(valgrind.arg(&path).arg(model()).args((program == "threads").then_some("brief")));
+        succeed(valgrind.arg(&path).args(models(program)).args((program == "threads").then_some("brief")));
         let _ = std::fs::remove_file(path);
     }
 }
@@ -261,10 +290,10 @@ fn programs_are_clean_under_address_sanitizer() {
         return skip("AddressSanitizer does not run under this emulator");
     }
     // Not quiet.c, whose own malloc is in the way.
-    for program in ["api", "misuse", "threads", "workers", "fork", "ftz"] {
+    for program in ["api", "misuse", "layouts", "threads", "workers", "fork", "ftz"] {
         let path = compile(program, LANGUAGES[0], Link::Shared, &flags);
         // Leaks are valgrind's; LeakSanitizer does not work where ptrace is not allowed.
-        succeed(cross::program(&path).arg(model()).args(brief(program)).env("ASAN_OPTIONS", "detect_leaks=0"));
+        succeed(cross::program(&path).args(models(program)).args(brief(program)).env("ASAN_OPTIONS", "detect_leaks=0"));
         let _ = std::fs::remove_file(path);
     }
 }

@@ -3,7 +3,9 @@
 
 mod common;
 
-use common::{ModelSpec, TempDir, Vocabulary, random_model};
+use common::{Formats, ModelSpec, TempDir, Vocabulary, in_i2s_layout, random_model};
+use edgellm::I2sLayout;
+use edgellm::quant::Format;
 use serde_json::Value;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
@@ -84,7 +86,7 @@ fn model() -> (TempDir, PathBuf) {
 
 #[test]
 fn wrong_usage_is_exit_code_2_with_nothing_on_stdout() {
-    let cases: [&[&str]; 9] = [
+    let cases: [&[&str]; 10] = [
         &[],
         &["fly"],
         &["run"],
@@ -94,6 +96,7 @@ fn wrong_usage_is_exit_code_2_with_nothing_on_stdout() {
         &["run", "m.gguf", "--prompt", "a", "--system", "b"],
         &["tokenize", "m.gguf"],
         &["bench", "m.gguf", "--gen-tokens", "0"],
+        &["info", "m.gguf", "--i2s-layout", "arm"],
     ];
     for args in cases {
         let output = edgellm(args);
@@ -145,6 +148,26 @@ fn token_ids_are_one_object_and_the_same_for_every_run() {
     let hot = with(&args, &["--temperature=5", "--seed=7"]);
     assert_eq!(json(edgellm(&hot)), json(edgellm(&hot)));
     assert_ne!(json(edgellm(&hot))["ids"], first["ids"]);
+}
+
+#[test]
+fn a_layout_of_i2_s_that_is_named_is_read() {
+    let formats = Formats::ternary(Format::I2_S);
+    let vocabulary = Vocabulary::Gpt2 { pre: "smollm" };
+    let bytes = random_model(&ModelSpec { formats, vocabulary, ..ModelSpec::tiny("bitnet-b1.58") });
+    let folder = TempDir::new();
+    let run = |model: &Path, more: &[&str]| {
+        let args = ["run", text(model), "--prompt=abc", "-n12", "--ignore-eos", "--token-ids"];
+        json(edgellm(&with(&args, more)))
+    };
+    let model = folder.file("block128.gguf", &bytes);
+    let expected = run(&model, &[]);
+    assert_eq!(run(&model, &["--i2s-layout=block128"]), expected);
+    for (name, layout) in [("block64", I2sLayout::Block64), ("rows4", I2sLayout::Rows4)] {
+        let model = folder.file(name, &in_i2s_layout(&bytes, layout));
+        assert_eq!(run(&model, &["--i2s-layout", name]), expected, "{name}");
+        assert_ne!(run(&model, &[]), expected, "{name}, not named");
+    }
 }
 
 #[test]

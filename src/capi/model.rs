@@ -8,7 +8,7 @@ use super::status::{EDGELLM_OK, Failure, edgellm_status};
 use super::types::edgellm_str;
 use crate::file::Value;
 use crate::model::{OnThread, Schedule, Source};
-use crate::{Error, LoadOptions, Model, Result};
+use crate::{Error, I2sLayout, LoadOptions, Model, Result};
 use std::ffi::{OsStr, c_char, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -29,6 +29,14 @@ pub const EDGELLM_LOAD_NO_MMAP: u32 = 2;
 /// Weights dequantized to f32 and activations in f32: slow and large, for checking results. Activations that the model
 /// itself rounds to int8 (BitNet) are rounded.
 pub const EDGELLM_LOAD_EXACT: u32 = 256;
+
+/// The order of codes in the official bitnet-b1.58-2B-4T-gguf, and in what bitnet.cpp's Python converter writes: blocks of
+/// 128 weights.
+pub const EDGELLM_I2S_BLOCK128: i32 = 0;
+/// What bitnet.cpp's quantizer writes on ARM: blocks of 64 weights.
+pub const EDGELLM_I2S_BLOCK64: i32 = 1;
+/// What bitnet.cpp's quantizer writes on x86 where it was built without ACT_PARALLEL: groups of 4 rows.
+pub const EDGELLM_I2S_ROWS4: i32 = 2;
 
 /// As many CPUs as any machine has, and more.
 const CPU_MASK_WORDS_MAX: usize = 1024;
@@ -75,6 +83,11 @@ pub struct edgellm_load_params {
     pub on_thread: edgellm_thread_fn,
     /// Handed to on_thread. Valid until the last worker thread has ended.
     pub on_thread_user: *mut c_void,
+    /// EDGELLM_I2S_*: the order of codes in I2_S tensors, which no file says of itself; a wrong one gives a model that talks
+    /// nonsense. Rows are a multiple of 128 weights in all of them. Files without such tensors are not affected.
+    pub i2s_layout: i32,
+    /// For later: 0.
+    pub reserved0: u32,
 }
 
 sized!(edgellm_load_params {
@@ -93,6 +106,8 @@ sized!(edgellm_load_params {
     sched_priority: -1,
     on_thread: None,
     on_thread_user: std::ptr::null_mut(),
+    i2s_layout: EDGELLM_I2S_BLOCK128,
+    reserved0: 0,
 });
 
 /// What a model is. Set struct_size to sizeof(edgellm_model_info) before the call.
@@ -211,6 +226,7 @@ unsafe fn load(params: &edgellm_load_params) -> Result<Arc<Model>> {
         on_thread: on_thread(params),
         mmap: params.flags & EDGELLM_LOAD_NO_MMAP == 0,
         exact: params.flags & EDGELLM_LOAD_EXACT != 0,
+        i2s_layout: i2s_layout(params)?,
         progress: Some(&mut report),
         ..LoadOptions::default()
     };
@@ -230,6 +246,18 @@ unsafe fn cpu_mask(params: &edgellm_load_params) -> Result<Option<&[u64]>> {
     }
     // SAFETY: checked above, readable by the contract.
     Ok(Some(unsafe { std::slice::from_raw_parts(mask, words) }))
+}
+
+fn i2s_layout(params: &edgellm_load_params) -> Result<I2sLayout> {
+    if params.reserved0 != 0 {
+        return Err(Error::argument(format!("load_params.reserved0: {}, not 0", params.reserved0)));
+    }
+    match params.i2s_layout {
+        EDGELLM_I2S_BLOCK128 => Ok(I2sLayout::Block128),
+        EDGELLM_I2S_BLOCK64 => Ok(I2sLayout::Block64),
+        EDGELLM_I2S_ROWS4 => Ok(I2sLayout::Rows4),
+        unknown => Err(Error::argument(format!("load_params.i2s_layout: {unknown} is no EDGELLM_I2S_*"))),
+    }
 }
 
 fn schedule(params: &edgellm_load_params) -> Result<Option<Schedule>> {

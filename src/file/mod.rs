@@ -12,7 +12,7 @@ pub mod writer;
 
 pub use metadata::{Array, Metadata, Strings, Value, kind};
 
-use crate::quant::Format;
+use crate::quant::{Format, I2sLayout};
 use crate::{Error, Result};
 use cursor::Named;
 use gguf::TensorInfo;
@@ -33,6 +33,8 @@ pub struct Tensor<'a> {
     pub bytes: &'a [u8],
     /// What every value is multiplied with: 1, but for I2_S, whose blocks have no scale.
     pub scale: f32,
+    /// The order of an I2_S tensor's codes; of other formats the default.
+    pub i2s_layout: I2sLayout,
 }
 
 /// Where a model comes from.
@@ -51,6 +53,7 @@ pub struct ModelFile {
     parts: Vec<FileBytes>,
     tensors: Vec<Entry>, // In the order of the file.
     by_name: Vec<u32>,   // Indices of `tensors`, names ascending.
+    i2s_layout: I2sLayout,
 }
 
 /// A tensor and the part it is in.
@@ -96,7 +99,13 @@ impl ModelFile {
     }
 
     fn empty() -> ModelFile {
-        ModelFile { metadata: Metadata::default(), parts: Vec::new(), tensors: Vec::new(), by_name: Vec::new() }
+        ModelFile {
+            metadata: Metadata::default(),
+            parts: Vec::new(),
+            tensors: Vec::new(),
+            by_name: Vec::new(),
+            i2s_layout: I2sLayout::default(),
+        }
     }
 
     /// Checks one part and takes its tensors; of the first one its metadata, of another one returns them.
@@ -135,6 +144,22 @@ impl ModelFile {
         Ok(self)
     }
 
+    /// Says in which order the codes of I2_S tensors are, which no file says of itself. Without such tensors it does nothing.
+    pub fn set_i2s_layout(&mut self, layout: I2sLayout) -> Result<()> {
+        for Tensor { name, shape: [_, rows, ..], .. } in self.tensors().filter(|tensor| tensor.format == Format::I2_S) {
+            if layout == I2sLayout::Rows4 && !rows.is_multiple_of(4) {
+                let text = format!("tensor `{name}` has {rows} rows, which I2_S in groups of 4 rows cannot hold");
+                return Err(Error::Format(text));
+            }
+            if layout != I2sLayout::Block128 && rows == 1 {
+                let text = format!("tensor `{name}`: a vector in I2_S is read in blocks of 128 only");
+                return Err(Error::Unsupported(text));
+            }
+        }
+        self.i2s_layout = layout;
+        Ok(())
+    }
+
     /// The tensor of this name.
     pub fn tensor(&self, name: &str) -> Option<Tensor<'_>> {
         let entry = |&i: &u32| &self.tensors[i as usize];
@@ -152,7 +177,8 @@ impl ModelFile {
         // `parse` has checked that the tensor lies inside its file, whose bytes do not change in number.
         let (bytes, tail) = self.parts[entry.part][*at..][..*bytes].split_at(*bytes - format.tail_bytes());
         let scale = tail.first_chunk().map_or(1.0, |scale| f32::from_le_bytes(*scale));
-        Tensor { name, format: *format, shape: *shape, bytes, scale }
+        let i2s_layout = if *format == Format::I2_S { self.i2s_layout } else { I2sLayout::default() };
+        Tensor { name, format: *format, shape: *shape, bytes, scale, i2s_layout }
     }
 
     /// Tells the system that these bytes of a mapped tensor are not needed again soon (they stay valid).

@@ -12,7 +12,7 @@ pub use crate::cpu::threads::{OnThread, Schedule};
 use crate::cpu::threads::{PoolOptions, ThreadPool, cores};
 pub use crate::file::Source;
 use crate::file::{Metadata, ModelFile};
-use crate::quant::Format;
+use crate::quant::{Format, I2sLayout};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result, cpu};
 use config::Config;
@@ -39,6 +39,9 @@ pub struct LoadOptions<'a> {
     /// Weights dequantized to f32, activations and KV cache in f32: slow and large, for checking. Activations that the model
     /// itself rounds to int8 (BitNet) are rounded.
     pub exact: bool,
+    /// The order of codes in I2_S tensors, which no file says of itself; of no effect on a file without them. A wrong one
+    /// gives a model that talks nonsense.
+    pub i2s_layout: I2sLayout,
     /// Kernel table by name (`x86_64-avx2`, `scalar`); None = `LIBEDGELLM_FORCE_ISA` or the best this CPU has.
     pub isa: Option<&'a str>,
     /// Called on this thread with what is done, 0 to 1; false stops the load with [`Error::Cancelled`].
@@ -55,6 +58,7 @@ impl Default for LoadOptions<'_> {
             on_thread: None,
             mmap: true,
             exact: false,
+            i2s_layout: I2sLayout::default(),
             isa: None,
             progress: None,
         }
@@ -133,13 +137,15 @@ impl Model {
     pub fn load(source: Source<'_>, options: LoadOptions<'_>) -> Result<Arc<Model>> {
         let _environment = FloatEnvironment::enter();
         let start = Instant::now();
-        let LoadOptions { threads, spin_us, cpu_mask, schedule, on_thread, mmap, exact, isa, progress } = options;
+        let LoadOptions { threads, spin_us, cpu_mask, schedule, on_thread, mmap, exact, i2s_layout, isa, progress } =
+            options;
         let spin = Duration::from_micros(spin_us as u64);
         let pool_options = PoolOptions { threads, spin, cpus: cpu_mask.map(cores::from_mask), schedule, on_thread };
         let forced = std::env::var("LIBEDGELLM_FORCE_ISA").ok();
         let kernels = cpu::select(isa.or(forced.as_deref()))?;
         let keep_file = mmap || matches!(source, Source::Bytes(_));
         let mut file = ModelFile::open(source, mmap)?;
+        file.set_i2s_layout(i2s_layout)?;
         let config = Config::read(&file)?;
         let mut progress = Reporter { inner: progress, total: file.tensors().map(|tensor| tensor.bytes.len()).sum() };
         progress.report(0)?;

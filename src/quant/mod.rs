@@ -21,6 +21,7 @@ pub mod ternary;
 pub use q3_k::q3_k_as_q6_k;
 pub use q4_k::scales_k4;
 pub use quantize::{Quantizer, quantizer};
+pub use ternary::I2sLayout;
 
 /// A weight format: a block layout of GGUF. The discriminant is GGUF's type id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -22,13 +22,67 @@
 //! 240 to 255 digits 0 to 3 of `h`.
 //!
 //! I2_S, 128 values in 32 bytes: code `e` is bits `6 - 2(e / 32)..` of byte `e % 32`. `value[e] = code - 1`: the scale is the
-//! tensor's, an f32 behind all its blocks (`file::Tensor::scale`). This is the layout of `bitnet-b1.58-2B-4T-gguf`. bitnet.cpp
-//! writes others under the same id when it quantizes on ARM or in some builds, and nothing in a file tells them apart.
+//! tensor's, an f32 behind all its blocks (`file::Tensor::scale`). bitnet.cpp writes codes in other orders too:
+//! [`I2sLayout`].
 
 use super::{f16_at, pack};
 
 /// The bytes behind an I2_S tensor's blocks: its scale, and padding.
 pub const I2_S_TAIL_BYTES: usize = 32;
+
+/// The order of an I2_S tensor's codes. All have the same id and the same length, and nothing in a file tells them apart:
+/// whoever knows what wrote it names one. Bytes are four codes, 0 to 2 each, and the scale is behind them all, in every one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum I2sLayout {
+    /// Blocks of 128 values in 32 bytes, as above: the official `bitnet-b1.58-2B-4T-gguf`, what bitnet.cpp's Python
+    /// converter writes, and its quantizer on x86 where it was built with `ACT_PARALLEL`. All kernels take this.
+    #[default]
+    Block128,
+    /// Blocks of 64 values in 16 bytes: code `e` is bits `6 - 2(e / 16)..` of byte `e % 16`. bitnet.cpp's quantizer on ARM.
+    Block64,
+    /// Four rows together, a byte a column: the code of row `r` is bits `6 - 2r..`. bitnet.cpp's quantizer on x86 where it
+    /// was built without `ACT_PARALLEL`.
+    Rows4,
+}
+
+impl I2sLayout {
+    /// Whole rows in the order of [`I2sLayout::Block128`]: columns are a multiple of 128, of `Rows4` rows one of 4.
+    pub fn to_block128(self, rows: &[u8], columns: usize, out: &mut [u8]) {
+        match self {
+            I2sLayout::Block128 => out.copy_from_slice(rows),
+            I2sLayout::Block64 => {
+                for (pair, out) in rows.as_chunks().0.iter().zip(out.as_chunks_mut().0) {
+                    block64_as_block128(pair, out);
+                }
+            }
+            I2sLayout::Rows4 => {
+                for (group, out) in rows.chunks_exact(columns).zip(out.chunks_exact_mut(columns)) {
+                    rows4_as_block128(group, out);
+                }
+            }
+        }
+    }
+}
+
+/// One block of 128 from two of 64.
+fn block64_as_block128(pair: &[u8; 32], out: &mut [u8; 32]) {
+    let code = |e: usize| pair[e / 64 * 16 + e % 16] >> (6 - 2 * (e % 64 / 16)) & 3;
+    for (l, out) in out.iter_mut().enumerate() {
+        *out = code(l) << 6 | code(l + 32) << 4 | code(l + 64) << 2 | code(l + 96);
+    }
+}
+
+/// Four rows in blocks of 128 from four rows together.
+fn rows4_as_block128(group: &[u8], out: &mut [u8]) {
+    for (row, out) in out.chunks_exact_mut(group.len() / 4).enumerate() {
+        for (bytes, out) in group.as_chunks::<128>().0.iter().zip(out.as_chunks_mut::<32>().0) {
+            let code = |e: usize| bytes[e] >> (6 - 2 * row) & 3;
+            for (l, out) in out.iter_mut().enumerate() {
+                *out = code(l) << 6 | code(l + 32) << 4 | code(l + 64) << 2 | code(l + 96);
+            }
+        }
+    }
+}
 
 pub(super) fn tq2_0_block(block: &[u8; 66], out: &mut [f32; 256]) {
     let scale = f16_at(block, 64);
@@ -144,6 +198,33 @@ mod tests {
         assert!(good.len() == 81 && !has_code_3(&good));
         for bad in (0..=255u8).filter(|byte| !good.contains(byte)) {
             assert!(has_code_3(&[0, bad, 0x55]));
+        }
+    }
+
+    #[test]
+    fn every_layout_of_i2_s_is_the_same_rows() {
+        const COLUMNS: usize = 384;
+        const ROWS: usize = 8;
+        let codes: Vec<u8> = (0..COLUMNS * ROWS).map(|e| ((e * 7919) >> 3) as u8 % 3).collect();
+        let expected: Vec<f32> = codes.iter().map(|&code| f32::from(code) - 1.0).collect();
+        // Written as bitnet.cpp writes them: where code `e` of the tensor goes, byte and shift.
+        let packed = |place: &dyn Fn(usize) -> (usize, usize)| {
+            let mut bytes = vec![0; codes.len() / 4];
+            for (e, code) in codes.iter().enumerate() {
+                let (at, shift) = place(e);
+                bytes[at] |= code << shift;
+            }
+            bytes
+        };
+        for (layout, bytes) in [
+            (I2sLayout::Block128, packed(&|e| (e / 128 * 32 + e % 32, 6 - 2 * (e % 128 / 32)))),
+            (I2sLayout::Block64, packed(&|e| (e / 64 * 16 + e % 16, 6 - 2 * (e % 64 / 16)))),
+            (I2sLayout::Rows4, packed(&|e| (e / COLUMNS / 4 * COLUMNS + e % COLUMNS, 6 - 2 * (e / COLUMNS % 4)))),
+        ] {
+            let (mut blocks, mut values) = (vec![0xAA; bytes.len()], vec![f32::NAN; codes.len()]);
+            layout.to_block128(&bytes, COLUMNS, &mut blocks);
+            Format::I2_S.dequantize(&blocks, &mut values);
+            assert_eq!(values, expected, "{layout:?}");
         }
     }
 }

@@ -294,6 +294,7 @@ static void other_loads(edgellm_model *model, const char *path) {
         params.flags = i == 1 ? EDGELLM_LOAD_NO_MMAP : i == 2 ? EDGELLM_LOAD_EXACT : 0;
         params.n_threads = 1;
         params.spin_us = 0;
+        params.i2s_layout = i; /* Nothing to a file without I2_S. */
         STATUS(EDGELLM_OK, edgellm_load(&params, &other));
         s = session(other, 256, 0);
         if (i == 2) {

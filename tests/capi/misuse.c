@@ -57,6 +57,14 @@ static void loading(const char *path) {
     params.flags = 1u << 31;
     REFUSED(ARG, "0x80000000", edgellm_load(&params, &out));
     params.flags = 0;
+    params.i2s_layout = 3;
+    REFUSED(ARG, "i2s_layout: 3", edgellm_load(&params, &out));
+    params.i2s_layout = -1;
+    REFUSED(ARG, "i2s_layout: -1", edgellm_load(&params, &out));
+    params.i2s_layout = EDGELLM_I2S_BLOCK128;
+    params.reserved0 = 1;
+    REFUSED(ARG, "reserved0: 1", edgellm_load(&params, &out));
+    params.reserved0 = 0;
     params.path = "no/such/file.gguf";
     REFUSED(EDGELLM_E_IO, "no/such/file.gguf", edgellm_load(&params, &out));
     CHECK(edgellm_last_errno() == ENOENT);

@@ -9,10 +9,12 @@
 pub mod cross;
 #[cfg(feature = "cli")]
 pub mod folder;
+mod i2s;
 mod model;
 mod weights;
 mod writer;
 
+pub use i2s::in_i2s_layout;
 pub use model::{Formats, ModelSpec, Vocabulary, random_model, random_model_writer};
 pub use weights::{random_blocks, random_f32};
 pub use writer::{Field, GgufWriter};

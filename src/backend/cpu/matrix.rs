@@ -5,7 +5,7 @@ use crate::cpu::rows::Rows;
 use crate::cpu::threads::ThreadPool;
 use crate::cpu::{GEMM_ROWS_MAX, Kernels, tile};
 use crate::file::Tensor;
-use crate::quant::{self, Format, ternary};
+use crate::quant::{self, Format, I2sLayout, ternary};
 use crate::tensor::{Arena, Buffer};
 use crate::{Error, Result};
 use std::marker::PhantomData;
@@ -50,7 +50,7 @@ impl Matrix {
         arena: &mut Arena,
         done: &mut dyn FnMut(&[u8]) -> Result<()>,
     ) -> Result<Self> {
-        let Tensor { name, format: source, shape: [columns, rows, ..], bytes, scale } = linear.weight;
+        let Tensor { name, format: source, shape: [columns, rows, ..], bytes, scale, i2s_layout } = linear.weight;
         if matches!(source, Format::TQ2_0 | Format::I2_S) && has_code_3(source, bytes, pool)? {
             return Err(Error::Format(format!("tensor `{name}`: a weight of {} is none of -1, 0, 1", source.name())));
         }
@@ -66,8 +66,10 @@ impl Matrix {
         let tile_bytes = tile::tile_bytes(format, columns);
         let count = rows.div_ceil(tile::ROWS);
         let mut tiles = arena.take(count * tile_bytes)?;
+        let ordered_bytes = if i2s_layout == I2sLayout::Block128 { 0 } else { tile::ROWS * row_bytes };
         let converted_bytes = if format == source { 0 } else { tile_bytes };
-        let mut scratch = Buffer::zeroed("the conversion of weights", converted_bytes * pool.threads())?;
+        let scratch_bytes = ordered_bytes + converted_bytes;
+        let mut scratch = Buffer::zeroed("the conversion of weights", scratch_bytes * pool.threads())?;
         let places = Disjoint::new(&mut tiles);
         let scratches = Disjoint::new(&mut scratch);
         let part = (PART_BYTES / (tile::ROWS * row_bytes)).max(1);
@@ -75,19 +77,25 @@ impl Matrix {
             let part = part.min(count - first);
             pool.each(part, pool.grain(part), |thread, range| {
                 // SAFETY: each thread has its own scratch.
-                let scratch = unsafe { scratches.range(thread * converted_bytes..(thread + 1) * converted_bytes) };
+                let scratch = unsafe { scratches.range(thread * scratch_bytes..(thread + 1) * scratch_bytes) };
+                let (ordered, converted) = scratch.split_at_mut(ordered_bytes);
                 for index in range.start + first..range.end + first {
                     // SAFETY: each tile is written by the one job that took its index.
                     let place = unsafe { places.range(index * tile_bytes..(index + 1) * tile_bytes) };
                     let from = index * tile::ROWS;
                     let count = (rows - from).min(tile::ROWS);
-                    let source_rows = &bytes[from * row_bytes..][..count * row_bytes];
+                    let mut source_rows = &bytes[from * row_bytes..][..count * row_bytes];
                     fetch(source_rows);
+                    if ordered_bytes > 0 {
+                        let ordered = &mut ordered[..source_rows.len()];
+                        i2s_layout.to_block128(source_rows, columns, ordered);
+                        source_rows = ordered;
+                    }
                     let (rows, row_bytes) = if format == source {
                         (source_rows, row_bytes)
                     } else {
-                        convert(source, source_rows, format, scratch);
-                        (&*scratch, tile_bytes / tile::ROWS)
+                        convert(source, source_rows, format, converted);
+                        (&*converted, tile_bytes / tile::ROWS)
                     };
                     tile::interleave(format, &rows[..count * row_bytes], row_bytes, place);
                 }
@@ -307,7 +315,10 @@ mod tests {
 
     fn matrix(format: Format, bytes: &[u8], scale: f32, exact: bool) -> Matrix {
         let shape = [COLUMNS, ROWS, 1, 1];
-        let linear = Linear { weight: Tensor { name: "w", format, shape, bytes, scale }, bias: None };
+        let linear = Linear {
+            weight: Tensor { name: "w", format, shape, bytes, scale, i2s_layout: I2sLayout::default() },
+            bias: None,
+        };
         let pool = ThreadPool::start(PoolOptions { threads: 1, ..PoolOptions::default() }).expect("no thread");
         let tiles = Matrix::tiles_bytes(&linear.weight, exact);
         let mut arena = Arena::new("weights", std::iter::once(tiles)).expect("memory");

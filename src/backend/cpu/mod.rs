@@ -10,7 +10,7 @@ use super::{Backend, KvFormat, LayerWeights, Linear, Sequence, Shape, Weights};
 use crate::cpu::Kernels;
 use crate::cpu::threads::ThreadPool;
 use crate::file::{ModelFile, Tensor};
-use crate::quant::Format;
+use crate::quant::{Format, I2sLayout};
 use crate::tensor::{Arena, Buffer};
 use crate::{Error, Result};
 use matrix::Matrix;
@@ -50,7 +50,7 @@ enum Embedding {
     Tied,
     /// The file's tensor of this name.
     File(Arc<ModelFile>, String),
-    /// The file's bytes, copied, with the tensor's format and scale.
+    /// The file's rows, copied, with the tensor's format and scale.
     Copied(Buffer<u8>, Format, f32),
 }
 
@@ -98,7 +98,9 @@ impl CpuBackend {
         }
         let (embedding, head) = match weights.head {
             None => (Embedding::Tied, weights.embedding),
-            Some(head) if keep_file => (Embedding::File(file.clone(), weights.embedding.name.to_owned()), head),
+            Some(head) if keep_file && weights.embedding.i2s_layout == I2sLayout::Block128 => {
+                (Embedding::File(file.clone(), weights.embedding.name.to_owned()), head)
+            }
             Some(head) => (copied(&weights.embedding)?, head),
         };
         let head = repack(Linear { weight: head, bias: None })?;
@@ -109,7 +111,7 @@ impl CpuBackend {
 
 fn copied(tensor: &Tensor<'_>) -> Result<Embedding> {
     let mut bytes = Buffer::zeroed("the embedding", tensor.bytes.len())?;
-    bytes.copy_from_slice(tensor.bytes);
+    tensor.i2s_layout.to_block128(tensor.bytes, tensor.shape[0], &mut bytes);
     Ok(Embedding::Copied(bytes, tensor.format, tensor.scale))
 }
 

@@ -4,7 +4,7 @@ use crate::failure::Failure;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use edgellm::convert::Options;
 use edgellm::quant::Format;
-use edgellm::{KvFormat, LoadOptions, Model, Sampling, SessionOptions, Source};
+use edgellm::{I2sLayout, KvFormat, LoadOptions, Model, Sampling, SessionOptions, Source};
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -210,6 +210,19 @@ pub struct LoadArgs {
     /// Weights and activations in f32: slow and large, for checking
     #[arg(long)]
     pub exact: bool,
+    /// Order of the codes in I2_S tensors: block128 as in the official BitNet, block64 or rows4 [default: block128]
+    ///
+    /// No file says it of itself, and in a wrong one the model talks nonsense. bitnet.cpp's quantizer writes block64 on
+    /// ARM, and on x86 rows4 where it was built without ACT_PARALLEL. Files without I2_S are not affected.
+    #[arg(long, value_name = "LAYOUT", value_enum, hide_possible_values = true)]
+    i2s_layout: Option<I2s>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum I2s {
+    Block128,
+    Block64,
+    Rows4,
 }
 
 impl LoadArgs {
@@ -224,6 +237,11 @@ impl LoadArgs {
             threads: self.threads,
             isa: self.isa.as_deref(),
             exact: self.exact,
+            i2s_layout: match self.i2s_layout {
+                None | Some(I2s::Block128) => I2sLayout::Block128,
+                Some(I2s::Block64) => I2sLayout::Block64,
+                Some(I2s::Rows4) => I2sLayout::Rows4,
+            },
             progress: Some(&mut report),
             ..LoadOptions::default()
         };
