@@ -2,6 +2,8 @@
 
 use crate::{Error, Result};
 use memmap2::MmapMut;
+use std::marker::PhantomData;
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -109,6 +111,34 @@ impl Arena {
         self.rest.start = unsafe { self.rest.start.add(bytes) };
         self.rest.len -= bytes;
         Ok(taken)
+    }
+}
+
+/// A slice whose parts are written by several threads, no part by two.
+pub struct Disjoint<'a, T> {
+    start: *mut T,
+    len: usize,
+    of: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: `range` is unsafe and its callers promise that no two threads hold overlapping parts.
+unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
+
+impl<'a, T> Disjoint<'a, T> {
+    /// All of it.
+    pub fn new(slice: &'a mut [T]) -> Self {
+        Disjoint { start: slice.as_mut_ptr(), len: slice.len(), of: PhantomData }
+    }
+
+    /// A part of the slice.
+    ///
+    /// # Safety
+    /// Nobody else holds a part that overlaps.
+    #[allow(clippy::mut_from_ref)] // That is its purpose.
+    pub unsafe fn range(&self, range: Range<usize>) -> &mut [T] {
+        assert!(range.start <= range.end && range.end <= self.len);
+        // SAFETY: in bounds by the line above, unaliased by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
     }
 }
 

@@ -5,6 +5,7 @@
 //! stop between any two.
 
 pub mod cpu;
+mod tensors;
 
 use crate::file::Tensor;
 use crate::{Error, Result};

@@ -5,10 +5,9 @@
 
 use super::Inner;
 use super::kv_cache::KvCache;
-use super::matrix::Disjoint;
 use crate::Result;
 use crate::cpu::lanes::{ATTENTION_SEGMENT, ATTENTION_TILE, SoftmaxState};
-use crate::tensor::Buffer;
+use crate::tensor::{Buffer, Disjoint};
 
 /// Query tokens that one task takes together: they share the conversion of keys and values to f32.
 const TOKENS: usize = 16;

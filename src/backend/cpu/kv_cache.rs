@@ -2,11 +2,10 @@
 
 use super::Inner;
 use super::key_bias::KeyBias;
-use super::matrix::Disjoint;
 use crate::backend::{KvFormat, Shape};
 use crate::cpu::Kernels;
 use crate::cpu::lanes::{self, ATTENTION_TILE, KV_BLOCK};
-use crate::tensor::{Buffer, Plain};
+use crate::tensor::{Buffer, Disjoint, Plain};
 use crate::{Error, Result};
 
 /// Keys: (layers, kv_heads, positions_max / 32, head_dim, 32), as attention reads them. Values: (layers, kv_heads,

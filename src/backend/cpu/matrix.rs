@@ -1,17 +1,14 @@
 //! A weight matrix in tiles, and its product with activations.
 
+use crate::Result;
 use crate::backend::Linear;
+use crate::backend::tensors::{check_codes, common_scale};
 use crate::cpu::rows::Rows;
 use crate::cpu::threads::ThreadPool;
 use crate::cpu::{GEMM_ROWS_MAX, Kernels, tile};
 use crate::file::Tensor;
 use crate::quant::{self, Format, I2sLayout, ternary};
-use crate::tensor::{Arena, Buffer};
-use crate::{Error, Result};
-use std::marker::PhantomData;
-use std::ops::Range;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering::Relaxed;
+use crate::tensor::{Arena, Buffer, Disjoint};
 
 /// Weights (rows = outputs, columns = inputs) in tiles of 16 rows; the last tile is filled up with zero rows.
 pub struct Matrix {
@@ -50,10 +47,8 @@ impl Matrix {
         arena: &mut Arena,
         done: &mut dyn FnMut(&[u8]) -> Result<()>,
     ) -> Result<Self> {
-        let Tensor { name, format: source, shape: [columns, rows, ..], bytes, scale, i2s_layout } = linear.weight;
-        if matches!(source, Format::TQ2_0 | Format::I2_S) && has_code_3(source, bytes, pool)? {
-            return Err(Error::Format(format!("tensor `{name}`: a weight of {} is none of -1, 0, 1", source.name())));
-        }
+        let Tensor { format: source, shape: [columns, rows, ..], bytes, scale, i2s_layout, .. } = linear.weight;
+        check_codes(&linear.weight, pool)?;
         let mut format = Self::format(&linear.weight, exact);
         let mut scale = scale;
         if format == Format::TQ2_0
@@ -218,76 +213,9 @@ fn each_block<const FROM: usize, const TO: usize>(
     }
 }
 
-/// The scale of all blocks of a ternary tensor that are not zero; None when they differ.
-fn common_scale(format: Format, bytes: &[u8]) -> Option<f32> {
-    let mut common = 0;
-    for block in bytes.chunks_exact(format.block_bytes()) {
-        let scale = u16::from_le_bytes([block[block.len() - 2], block[block.len() - 1]]);
-        if scale & 0x7FFF != 0 && scale != common {
-            if common != 0 {
-                return None;
-            }
-            common = scale;
-        }
-    }
-    Some(half::f16::from_bits(common).to_f32())
-}
-
-/// Whether a code of 2 bits is 3.
-fn has_code_3(format: Format, bytes: &[u8], pool: &ThreadPool) -> Result<bool> {
-    let found = AtomicBool::new(false);
-    let (block_bytes, codes) = if format == Format::TQ2_0 { (66, 64) } else { (32, 32) };
-    let blocks = bytes.len() / block_bytes;
-    pool.each(blocks, pool.grain(blocks), |_, range| {
-        let blocks = bytes[range.start * block_bytes..range.end * block_bytes].chunks_exact(block_bytes);
-        if blocks.into_iter().any(|block| ternary::has_code_3(&block[..codes])) {
-            found.store(true, Relaxed);
-        }
-    })?;
-    Ok(found.into_inner())
-}
-
-/// A slice whose parts are written by several threads, no part by two.
-pub struct Disjoint<'a, T> {
-    start: *mut T,
-    len: usize,
-    of: PhantomData<&'a mut [T]>,
-}
-
-// SAFETY: `range` is unsafe and its callers promise that no two threads hold overlapping parts.
-unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
-
-impl<'a, T> Disjoint<'a, T> {
-    pub fn new(slice: &'a mut [T]) -> Self {
-        Disjoint { start: slice.as_mut_ptr(), len: slice.len(), of: PhantomData }
-    }
-
-    /// A part of the slice.
-    ///
-    /// # Safety
-    /// Nobody else holds a part that overlaps.
-    #[allow(clippy::mut_from_ref)] // That is its purpose.
-    pub unsafe fn range(&self, range: Range<usize>) -> &mut [T] {
-        assert!(range.start <= range.end && range.end <= self.len);
-        // SAFETY: in bounds by the line above, unaliased by the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
-    }
-}
-
 /// A row of `width` values that ends in whole tiles, so that products may be stored without a special case.
 pub fn tiled_width(width: usize) -> usize {
     width.next_multiple_of(tile::ROWS)
-}
-
-/// Fails when a token id is not below the vocabulary's length.
-pub fn check_tokens(tokens: &[u32], vocab_len: usize) -> Result<()> {
-    match tokens.iter().position(|&token| token as usize >= vocab_len) {
-        None => Ok(()),
-        Some(i) => Err(Error::argument(format!(
-            "token {} at index {i} is out of range: the vocabulary has {vocab_len}",
-            tokens[i]
-        ))),
-    }
 }
 
 #[cfg(test)]

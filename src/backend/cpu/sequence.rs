@@ -3,12 +3,13 @@
 
 use super::attention;
 use super::kv_cache::KvCache;
-use super::matrix::{Disjoint, Matrix, TileSums, check_tokens, tiled_width};
+use super::matrix::{Matrix, TileSums, tiled_width};
 use super::{Embedding, Inner, Layer};
+use crate::backend::tensors::check_tokens;
 use crate::backend::{Activation, KvFormat, Sequence};
 use crate::cpu::rows::{PANEL, Quantization, Rows, RowsBuffer};
 use crate::cpu::{GEMM_ROWS_MAX, tile};
-use crate::tensor::Buffer;
+use crate::tensor::{Buffer, Disjoint};
 use crate::{Error, Result};
 use std::sync::Arc;
 
