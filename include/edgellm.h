@@ -249,7 +249,7 @@ typedef struct edgellm_load_params {
     // Handed to on_thread. Valid until the last worker thread has ended.
     void *on_thread_user;
     // EDGELLM_I2S_*: the order of codes in I2_S tensors, which no file says of itself; a wrong one gives a model that talks
-    // nonsense. Files without such tensors are not affected.
+    // nonsense. Rows are a multiple of 128 weights in all of them. Files without such tensors are not affected.
     int32_t i2s_layout;
     // For later: 0.
     uint32_t reserved0;
