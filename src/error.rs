@@ -27,6 +27,13 @@ pub enum Error {
         /// How much.
         bytes: usize,
     },
+    /// Memory of a device could not be had, for what and how many bytes.
+    DeviceMemory {
+        /// For what.
+        what: &'static str,
+        /// How much.
+        bytes: usize,
+    },
     /// The operating system refused; `errno` is its code or 0.
     Io {
         /// What was being done to which thing, and why it failed.
@@ -47,6 +54,8 @@ pub enum Error {
     },
     /// Another thread cancelled the step; the session is as it was before the step.
     Cancelled,
+    /// The device's driver is missing or too old, the device was lost, or a call of the driver failed.
+    Device(Message),
     /// The handle was used in a child process after `fork`.
     Forked,
     /// A bug of ours, caught.
@@ -59,6 +68,11 @@ impl Error {
         Error::Argument(message.into())
     }
 
+    /// An [`Error::Device`] from anything that can be a message.
+    pub fn device(message: impl Into<Message>) -> Self {
+        Error::Device(message.into())
+    }
+
     /// An [`Error::Io`] that says what was being done to which thing.
     pub fn io(what: impl fmt::Display, error: &std::io::Error) -> Self {
         Error::Io { message: format!("{what}: {error}"), errno: error.raw_os_error().unwrap_or(0) }
@@ -68,9 +82,12 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::Argument(message) | Error::State(message) | Error::Internal(message) => f.write_str(message),
+            Error::Argument(message) | Error::State(message) | Error::Device(message) | Error::Internal(message) => {
+                f.write_str(message)
+            }
             Error::Busy => f.write_str("another thread is inside this session"),
             Error::NoMemory { what, bytes } => write!(f, "no memory for {what}: {bytes} bytes"),
+            Error::DeviceMemory { what, bytes } => write!(f, "no memory of the device for {what}: {bytes} bytes"),
             Error::Io { message, .. } | Error::Format(message) | Error::Unsupported(message) => f.write_str(message),
             Error::Context { capacity, wanted } => {
                 write!(f, "context full: {wanted} tokens wanted, {capacity} fit")

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | [`error`] | every way this crate can fail |
 //! | [`tensor`] | aligned memory and shapes, no maths |
+//! | `cuda` | NVIDIA's driver, opened at run time: devices, memory, streams, graphs; with the feature `cuda` |
 //! | [`quant`] | weight formats: block layout, dequantization, of some quantization |
 //! | [`mod@file`] | GGUF and safetensors: parsing, limits, memory mapping |
 //! | [`tokenizer`] | text to tokens and back, chat templates |
@@ -28,6 +29,8 @@ mod capi;
 #[cfg(feature = "cli")]
 pub mod convert;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod error;
 pub mod file;
 pub mod model;

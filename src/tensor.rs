@@ -142,9 +142,40 @@ impl<'a, T> Disjoint<'a, T> {
     }
 }
 
+/// How much memory the machine has.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HostMemory {
+    /// In bytes.
+    pub total: u64,
+    /// What could be had without swapping: also what the system would give up for it.
+    pub available: u64,
+}
+
+/// What Linux says of the machine's memory; None where it does not.
+pub fn host_memory() -> Option<HostMemory> {
+    parse_host_memory(&std::fs::read_to_string("/proc/meminfo").ok()?)
+}
+
+fn parse_host_memory(text: &str) -> Option<HostMemory> {
+    let bytes = |name: &str| {
+        let rest = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+    };
+    Some(HostMemory { total: bytes("MemTotal")?, available: bytes("MemAvailable")? })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn available_memory_is_what_linux_says_is_available() {
+        let text = "MemTotal:        7802000 kB\nMemFree:          123456 kB\nMemAvailable:    5000000 kB\n";
+        let expected = HostMemory { total: 7_802_000 << 10, available: 5_000_000 << 10 };
+        assert_eq!(parse_host_memory(text), Some(expected));
+        assert_eq!(parse_host_memory("MemTotal: 1 kB\nMemFree: 1 kB\n"), None);
+        assert_eq!(parse_host_memory("MemTotal: x kB\nMemAvailable: 99999999999999999999 kB\n"), None);
+    }
 
     #[test]
     fn buffers_of_an_arena_are_apart_and_outlive_it() {

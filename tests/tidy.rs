@@ -12,9 +12,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Bottom up: each module uses only itself and those before it. `src/lib.rs` shows the same map.
-const LAYERS: [&str; 12] = [
+const LAYERS: [&str; 13] = [
     "error",
     "tensor",
+    "cuda",
     "quant",
     "file",
     "tokenizer",

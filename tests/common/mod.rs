@@ -107,11 +107,13 @@ pub fn refusal<T>(result: Result<T, impl std::borrow::Borrow<Error>>) -> (&'stat
         Error::State(_) => "State",
         Error::Busy => "Busy",
         Error::NoMemory { .. } => "NoMemory",
+        Error::DeviceMemory { .. } => "DeviceMemory",
         Error::Io { .. } => "Io",
         Error::Format(_) => "Format",
         Error::Unsupported(_) => "Unsupported",
         Error::Context { .. } => "Context",
         Error::Cancelled => "Cancelled",
+        Error::Device(_) => "Device",
         Error::Forked => "Forked",
         Error::Internal(_) => "Internal",
     };
