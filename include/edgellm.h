@@ -123,6 +123,9 @@
 // Everything.
 #define EDGELLM_LOG_DEBUG 4
 
+// edgellm_device_info.device of the CPU; CUDA devices have the driver's numbers, from 0.
+#define EDGELLM_DEVICE_CPU -2
+
 // Read the file into memory instead of mapping it.
 #define EDGELLM_LOAD_NO_MMAP 2
 
@@ -198,6 +201,30 @@ typedef int32_t edgellm_status;
 // is `len` bytes of UTF-8, also NUL-terminated, and both live until the function returns. It is called on the thread
 // that logs, maybe on several at once, and must not unwind or longjmp. It may call edgellm_set_log.
 typedef void (*edgellm_log_fn)(void *user, int32_t level, const char *target, const char *text, size_t len);
+
+// What a device is. Set struct_size to sizeof(edgellm_device_info) before the call.
+typedef struct edgellm_device_info {
+    // Set by the caller.
+    uint32_t struct_size;
+    // EDGELLM_DEVICE_CPU, or the number of a CUDA device.
+    int32_t device;
+    // What its maker calls it; NUL-terminated, as the next one is.
+    char name[64];
+    // What it runs: of the CPU the kernel table that is used, for example "aarch64-dotprod"; of a CUDA device "sm_87".
+    char isa[32];
+    // In bytes.
+    uint64_t memory_total;
+    // What could be had now. Of the CPU and of devices that share its memory: what Linux calls available.
+    uint64_t memory_available;
+    // 1 when the device shares the memory of the CPU, as on Jetson.
+    uint32_t unified_memory;
+    // 1, or 0 when this library cannot use the device now; then edgellm_last_error() says why.
+    uint32_t usable;
+    // Of the CPU, the cores of which n_threads = 0 makes threads; of a CUDA device all its multiprocessors.
+    uint32_t big_cores;
+    // Of the CPU, the CPUs that this process may use; of a CUDA device its multiprocessors.
+    uint32_t cores;
+} edgellm_device_info;
 
 // Called on the loading thread, at most 100 times, with what is done, 0 to 1; a value other than 0 stops the load with
 // EDGELLM_E_CANCELLED. It must not unwind or longjmp.
@@ -426,9 +453,9 @@ EDGELLM_API const char *edgellm_status_name(edgellm_status status);
 
 // Why this thread's last failed call failed: what was wrong and where. UTF-8, NUL-terminated, at most 1023 bytes.
 //
-// Never NULL; "" until a call of this thread fails. Calls that succeed leave it as it is: look at it after a status
-// below 0. The pointer is this thread's own and stays valid as long as the thread; the text behind it changes with
-// this thread's next failed call.
+// Never NULL; "" until a call of this thread fails. Calls that succeed leave it as it is (but edgellm_device_get says
+// why a device is not usable): look at it after a status below 0. The pointer is this thread's own and stays valid as
+// long as the thread; the text behind it changes with this thread's next failed call.
 EDGELLM_API const char *edgellm_last_error(void);
 
 // The errno of this thread's last failed call when that was EDGELLM_E_IO and the system gave one, else 0.
@@ -440,8 +467,9 @@ EDGELLM_API uint32_t edgellm_abi_version(void);
 // The version of the loaded library, for example "0.1.0". A static string, never NULL. Any thread.
 EDGELLM_API const char *edgellm_version(void);
 
-// How the library was built, as a JSON object: {"version", "features": [..], "target", "kernels": [..]}; "kernels" are
-// the tables that this CPU can run, best first. A static string, never NULL. Any thread.
+// How the library was built, as a JSON object: {"version", "features": [..], "target", "kernels": [..], "cuda": [..]};
+// "kernels" are the tables that this CPU can run, best first, and "cuda", which is there with that feature, what the
+// device code was compiled for, as in "sm_87". A static string, never NULL. Any thread.
 EDGELLM_API const char *edgellm_build_info(void);
 
 // Sets the function that receives the log of the whole process, and up to which level; function = NULL or EDGELLM_LOG_OFF:
@@ -454,6 +482,21 @@ EDGELLM_API
 void edgellm_set_log(edgellm_log_fn function,
                      void *user,
                      int32_t level);
+
+// How many devices there are: the CPU, and the CUDA devices if the library was built for them and there is a driver. Any
+// thread; the first call opens the driver.
+EDGELLM_API
+uint32_t edgellm_device_count(void);
+
+// Says what device `index` is: 0 is the CPU, then come the CUDA devices in the driver's order.
+//
+// Any thread. What memory a CUDA device has left is asked in its primary context, which takes a while where this process
+// does not use the device yet. Errors: E_ARG (no such index), E_DEVICE (no such index, because CUDA is not there: says
+// what is missing).
+EDGELLM_API
+EDGELLM_CHECK
+edgellm_status edgellm_device_get(uint32_t index,
+                                  struct edgellm_device_info *out);
 
 // Use edgellm_load_params_init.
 EDGELLM_API void edgellm_load_params_init_(struct edgellm_load_params *p, size_t size);

@@ -31,7 +31,7 @@ pub enum Error {
     DeviceMemory {
         /// For what.
         what: &'static str,
-        /// How much.
+        /// How much; 0 when only the driver knows.
         bytes: usize,
     },
     /// The operating system refused; `errno` is its code or 0.
@@ -87,6 +87,7 @@ impl fmt::Display for Error {
             }
             Error::Busy => f.write_str("another thread is inside this session"),
             Error::NoMemory { what, bytes } => write!(f, "no memory for {what}: {bytes} bytes"),
+            Error::DeviceMemory { what, bytes: 0 } => write!(f, "no memory of the device for {what}"),
             Error::DeviceMemory { what, bytes } => write!(f, "no memory of the device for {what}: {bytes} bytes"),
             Error::Io { message, .. } | Error::Format(message) | Error::Unsupported(message) => f.write_str(message),
             Error::Context { capacity, wanted } => {

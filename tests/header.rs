@@ -3,8 +3,8 @@
 use std::path::Path;
 
 /// In the order in which the header tells them.
-const SOURCES: [&str; 10] =
-    ["status", "version", "log", "types", "handle", "model", "tokens", "chat", "session", "generate"];
+const SOURCES: [&str; 11] =
+    ["status", "version", "log", "types", "device", "handle", "model", "tokens", "chat", "session", "generate"];
 
 fn generate() -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

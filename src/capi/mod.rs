@@ -11,6 +11,7 @@
 //!   atomic try-lock, so a second thread gets `EDGELLM_E_BUSY` and never a data race.
 
 pub mod chat;
+pub mod device;
 pub mod generate;
 pub mod log;
 pub mod model;

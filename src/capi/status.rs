@@ -166,9 +166,9 @@ pub extern "C" fn edgellm_status_name(status: edgellm_status) -> *const c_char {
 
 /// Why this thread's last failed call failed: what was wrong and where. UTF-8, NUL-terminated, at most 1023 bytes.
 ///
-/// Never NULL; "" until a call of this thread fails. Calls that succeed leave it as it is: look at it after a status
-/// below 0. The pointer is this thread's own and stays valid as long as the thread; the text behind it changes with
-/// this thread's next failed call.
+/// Never NULL; "" until a call of this thread fails. Calls that succeed leave it as it is (but edgellm_device_get says
+/// why a device is not usable): look at it after a status below 0. The pointer is this thread's own and stays valid as
+/// long as the thread; the text behind it changes with this thread's next failed call.
 #[unsafe(no_mangle)]
 pub extern "C" fn edgellm_last_error() -> *const c_char {
     guard(c"".as_ptr(), || {
@@ -192,6 +192,20 @@ mod tests {
     fn last_error() -> String {
         // SAFETY: the function's contract: NUL-terminated, valid as long as this thread.
         unsafe { CStr::from_ptr(edgellm_last_error()) }.to_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn failures_of_a_device_have_their_statuses() {
+        let memory = Failure::Error(Error::DeviceMemory { what: "weights", bytes: 5 });
+        assert_eq!((memory.status(), name_of(&memory)), (-6, c"EDGELLM_E_DEVICE_MEM"));
+        assert_eq!(memory.to_string(), "no memory of the device for weights: 5 bytes");
+        let device = Failure::Error(Error::device("gone"));
+        assert_eq!((device.status(), name_of(&device)), (-15, c"EDGELLM_E_DEVICE"));
+        assert_eq!(device.to_string(), "gone");
+    }
+
+    fn name_of(failure: &Failure) -> &'static CStr {
+        name(failure.status())
     }
 
     #[test]

@@ -26,8 +26,9 @@ pub extern "C" fn edgellm_version() -> *const c_char {
     guard(c"".as_ptr(), || VERSION.as_ptr())
 }
 
-/// How the library was built, as a JSON object: {"version", "features": [..], "target", "kernels": [..]}; "kernels" are
-/// the tables that this CPU can run, best first. A static string, never NULL. Any thread.
+/// How the library was built, as a JSON object: {"version", "features": [..], "target", "kernels": [..], "cuda": [..]};
+/// "kernels" are the tables that this CPU can run, best first, and "cuda", which is there with that feature, what the
+/// device code was compiled for, as in "sm_87". A static string, never NULL. Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn edgellm_build_info() -> *const c_char {
     guard(c"{}".as_ptr(), || {
@@ -37,13 +38,20 @@ pub extern "C" fn edgellm_build_info() -> *const c_char {
 }
 
 fn build_info() -> serde_json::Value {
-    let features: &[&str] = if cfg!(feature = "chat") { &["chat"] } else { &[] };
-    serde_json::json!({
+    let features = [("chat", cfg!(feature = "chat")), ("cuda", cfg!(feature = "cuda"))];
+    let features: Vec<_> = features.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect();
+    #[allow(unused_mut)] // Without CUDA there is nothing to add.
+    let mut info = serde_json::json!({
         "version": env!("CARGO_PKG_VERSION"),
         "features": features,
         "target": format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
         "kernels": crate::cpu::available().map(|kernels| kernels.name()).collect::<Vec<_>>(),
-    })
+    });
+    #[cfg(feature = "cuda")]
+    {
+        info["cuda"] = crate::cuda::module::archs().into();
+    }
+    info
 }
 
 #[cfg(test)]

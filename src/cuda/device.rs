@@ -1,6 +1,6 @@
 //! Which devices there are, and the context in which one is used.
 
-use super::driver::{Code, Driver, Functions, Handle, is_sticky};
+use super::driver::{Code, Driver, Functions, Handle, OUT_OF_MEMORY, is_sticky};
 use super::module;
 use crate::tensor::host_memory;
 use crate::{Error, Result};
@@ -188,13 +188,13 @@ impl Context {
     }
 
     /// A call of the driver in this context.
-    pub(super) fn call(&self, name: &str, call: impl FnOnce(&Functions) -> Code) -> Result<()> {
+    pub(super) fn call(&self, name: &'static str, call: impl FnOnce(&Functions) -> Code) -> Result<()> {
         let code = self.code(name, call)?;
         self.check(code, name)
     }
 
     /// The same for a call whose codes mean something; only what a lost context gives is an error.
-    pub(super) fn code(&self, name: &str, call: impl FnOnce(&Functions) -> Code) -> Result<Code> {
+    pub(super) fn code(&self, name: &'static str, call: impl FnOnce(&Functions) -> Code) -> Result<Code> {
         self.check_alive()?;
         let _current = self.enter()?;
         let code = call(&self.driver.functions);
@@ -202,16 +202,16 @@ impl Context {
     }
 
     /// A call that gives something back. A lost context has nothing left to give: its failures are no news.
-    pub(super) fn release(&self, name: &str, call: impl FnOnce(&Functions) -> Code) {
+    pub(super) fn release(&self, name: &'static str, call: impl FnOnce(&Functions) -> Code) {
         if let Ok(_current) = self.enter() {
             let _ = self.check(call(&self.driver.functions), name);
         }
     }
 
     /// The error of a code that is not 0; one that the context does not survive is kept.
-    pub(super) fn check(&self, code: Code, call: &str) -> Result<()> {
-        if code == 0 {
-            return Ok(());
+    pub(super) fn check(&self, code: Code, call: &'static str) -> Result<()> {
+        if code == 0 || code == OUT_OF_MEMORY {
+            return self.driver.check(code, call);
         }
         let what = format!("device {} ({}): {}", self.info.index, self.info.name, self.driver.failure(code, call));
         if is_sticky(code) {

@@ -13,15 +13,15 @@ pub type DevicePointer = u64;
 /// What the driver's handles are.
 pub type Handle = *mut c_void;
 
-/// The driver's numbers that are acted upon.
-pub const OUT_OF_MEMORY: Code = 2;
+/// There was not enough memory.
+pub(super) const OUT_OF_MEMORY: Code = 2;
 /// The work is not done yet.
-pub const NOT_READY: Code = 600;
-/// After these nothing of the context works any more, in this process. 46: device unavailable; 214, 220: uncorrectable
-/// memory or link; 700: illegal address; 702: timeout; 709: context destroyed; 710: assertion; 714–719: stack,
-/// instruction, alignment, address space, program counter, launch failed; 721: the same contained to this process;
-/// 4: the process is ending; 999: unknown.
-const STICKY: [Code; 16] = [4, 46, 214, 220, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 999];
+pub(super) const NOT_READY: Code = 600;
+/// After these nothing of the context works any more, in this process. 4: the process is ending; 214, 220: uncorrectable
+/// memory or link; 226: an error of another process, contained; 700: illegal address; 702: timeout; 709: context
+/// destroyed; 710: assertion; 714-719: stack, instruction, alignment, address space, program counter, launch failed;
+/// 721: tensor memory leaked; 999: unknown.
+const STICKY: [Code; 16] = [4, 214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 999];
 
 /// A launch with attributes, `CUlaunchConfig`.
 #[repr(C)]
@@ -229,8 +229,12 @@ impl Driver {
     }
 
     /// An error for a code that is not 0.
-    pub(super) fn check(&self, code: Code, call: &str) -> Result<()> {
-        if code == 0 { Ok(()) } else { Err(Error::device(self.failure(code, call))) }
+    pub(super) fn check(&self, code: Code, call: &'static str) -> Result<()> {
+        match code {
+            0 => Ok(()),
+            OUT_OF_MEMORY => Err(Error::DeviceMemory { what: call, bytes: 0 }),
+            _ => Err(Error::device(self.failure(code, call))),
+        }
     }
 
     /// What a failed call says: "cuMemAlloc: CUDA_ERROR_INVALID_VALUE (1): invalid argument".

@@ -137,10 +137,12 @@ impl Module {
     /// The kernel of this name.
     pub fn function(self: &Arc<Self>, name: &CStr) -> Result<Function> {
         let mut handle = std::ptr::null_mut();
-        let call = format!("cuModuleGetFunction({})", name.to_string_lossy());
         // SAFETY: a loaded module, a NUL-terminated name, one handle, which lives as long as the module.
         let get = |driver: &Functions| unsafe { (driver.module_function)(&mut handle, self.handle, name.as_ptr()) };
-        self.context.call(&call, get)?;
+        self.context.call("cuModuleGetFunction", get).map_err(|error| match error {
+            Error::Device(text) => Error::device(format!("kernel {}: {text}", name.to_string_lossy())),
+            error => error,
+        })?;
         Ok(Function { module: self.clone(), handle })
     }
 }

@@ -222,7 +222,7 @@ impl Drop for Stream {
     }
 }
 
-fn done(context: &Context, code: i32, call: &str) -> Result<bool> {
+fn done(context: &Context, code: i32, call: &'static str) -> Result<bool> {
     if code == NOT_READY { Ok(false) } else { context.check(code, call).map(|()| true) }
 }
 

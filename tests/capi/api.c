@@ -19,6 +19,29 @@ static void version(void) {
     CHECK(edgellm_last_error()[0] == '\0' && edgellm_last_errno() == 0);
 }
 
+static void devices(void) {
+    edgellm_device_info info;
+    uint32_t i, count = edgellm_device_count();
+    CHECK(count >= 1);
+    for (i = 0; i < count; i++) {
+        memset(&info, 0x5a, sizeof info);
+        info.struct_size = sizeof info;
+        STATUS(EDGELLM_OK, edgellm_device_get(i, &info));
+        CHECK(info.struct_size == sizeof info && info.device == (i == 0 ? EDGELLM_DEVICE_CPU : (int32_t)i - 1));
+        CHECK(memchr(info.name, '\0', sizeof info.name) != NULL && info.name[0] != '\0');
+        CHECK(memchr(info.isa, '\0', sizeof info.isa) != NULL && info.isa[0] != '\0');
+        CHECK(info.memory_total > 0 && info.memory_available <= info.memory_total);
+        CHECK(info.usable == 1 || (i > 0 && info.usable == 0 && edgellm_last_error()[0] != '\0'));
+        CHECK(info.cores >= info.big_cores && info.big_cores > 0);
+        if (i == 0) CHECK(info.usable == 1 && info.unified_memory == 1 && info.memory_available > 0);
+    }
+    info.struct_size = 8; /* An old caller, of whom only the number is written. */
+    info.device = 7;
+    info.name[0] = 'x';
+    STATUS(EDGELLM_OK, edgellm_device_get(0, &info));
+    CHECK(info.struct_size == 8 && info.device == EDGELLM_DEVICE_CPU && info.name[0] == 'x');
+}
+
 static edgellm_model *load_reporting(const char *path) {
     edgellm_load_params params;
     edgellm_model *model = NULL;
@@ -362,6 +385,7 @@ int main(int argc, char **argv) {
     edgellm_model *model;
     CHECK(argc == 2);
     version();
+    devices();
     model = load_reporting(argv[1]);
     information(model);
     text_and_tokens(model);

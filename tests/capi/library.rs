@@ -28,6 +28,9 @@ impl Library {
         if !cfg!(feature = "chat") {
             cargo.arg("--no-default-features");
         }
+        if cfg!(feature = "cuda") {
+            cargo.args(["--features", "cuda"]);
+        }
         let output = cargo.output().expect("cargo runs");
         assert!(output.status.success(), "the library does not build");
         let files = artifacts(&String::from_utf8_lossy(&output.stdout));

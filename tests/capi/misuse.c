@@ -75,6 +75,23 @@ static void loading(const char *path) {
     CHECK(out == NULL);
 }
 
+static void devices(void) {
+    edgellm_device_info info;
+    edgellm_status status;
+    paint();
+    REFUSED(ARG, "NULL", edgellm_device_get(0, NULL));
+    REFUSED(ARG, "misaligned", edgellm_device_get(0, MISALIGNED(edgellm_device_info)));
+    info.struct_size = 7;
+    REFUSED(ARG, "struct_size", edgellm_device_get(0, &info));
+    *OUT(uint32_t) = sizeof info;
+    status = edgellm_device_get(edgellm_device_count(), OUT(edgellm_device_info));
+    /* Without CUDA the reason is that, and it is said. */
+    CHECK(status == ARG || (status == EDGELLM_E_DEVICE && edgellm_device_count() == 1));
+    CHECK(strstr(edgellm_last_error(), status == ARG ? "index" : "CUDA") != NULL);
+    *OUT(uint32_t) = 0x5a5a5a5a;
+    NOTHING_WRITTEN();
+}
+
 static int32_t stop(void *user, float done) {
     ++*(int *)user;
     return done >= 0;
@@ -443,6 +460,7 @@ int main(int argc, char **argv) {
     s = session(model, 64, 0);
     edgellm_set_log(NULL, NULL, 99);
     loading(argv[1]);
+    devices();
     stopped_load(argv[1]);
     structs(argv[1]);
     wrong_handles();
