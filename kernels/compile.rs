@@ -11,13 +11,17 @@
 //!
 //! Headers are looked for beside the compiler (a toolkit's folder, or the Python packages' neighbours) and in the folders
 //! of `EDGELLM_CUDA_INCLUDE`, separated by colons. `EDGELLM_CUDA_ARCHS` says what to compile for, as in
-//! "75 87 90a compute_75"; what is meant for another machine is never guessed from the GPU of this one.
+//! "75 87 90a compute_75"; what is meant for another machine is never guessed from the GPU of this one. A folder that
+//! `EDGELLM_CUDA_CACHE` names keeps images, so that other builds from the same sources, such as one for another target or
+//! with other features, need not compile them again.
 
 use libloading::Library;
 use std::env;
+use std::error::Error;
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::fmt::Write;
 use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::ptr::{null, null_mut};
@@ -35,10 +39,23 @@ const PTX_VERSION: &str = "7.4";
 
 type Result<T> = std::result::Result<T, String>;
 
+/// What the build script's environment may set.
+const SETTINGS: [&str; 7] =
+    ["NVRTC", "NVCC", "CUDA_HOME", "CUDA_PATH", "EDGELLM_CUDA_INCLUDE", "EDGELLM_CUDA_ARCHS", "EDGELLM_CUDA_CACHE"];
+
 /// Everything; a failure is told to cargo.
 pub fn main() {
+    let args: Vec<_> = env::args_os().skip(1).map(PathBuf::from).collect();
+    if let [library, source, flag, file, includes @ ..] = &args[..] {
+        // Started by `Compiler::command`.
+        if let Err(message) = compile_with_nvrtc(library, source, &flag.to_string_lossy(), file, includes) {
+            eprintln!("{message}");
+            std::process::exit(1);
+        }
+        return;
+    }
     println!("cargo::rerun-if-changed=kernels");
-    for name in ["NVRTC", "NVCC", "CUDA_HOME", "CUDA_PATH", "EDGELLM_CUDA_INCLUDE", "EDGELLM_CUDA_ARCHS"] {
+    for name in SETTINGS {
         println!("cargo::rerun-if-env-changed={name}");
     }
     if let Err(message) = build() {
@@ -100,7 +117,10 @@ impl Job<'_> {
 
 fn build() -> Result<()> {
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set: cargo runs this")?);
-    let sources = sources(Path::new("kernels"))?;
+    let sources = files("cu")?;
+    if sources.is_empty() {
+        return Err("kernels: no .cu file".into());
+    }
     let toolkits = find_toolkits()?;
     let mut jobs = Vec::new();
     for (arch, toolkit) in plan(&toolkits)? {
@@ -125,12 +145,17 @@ fn build() -> Result<()> {
     write(&out.join("cuda_images.rs"), table.as_bytes())
 }
 
-fn sources(folder: &Path) -> Result<Vec<PathBuf>> {
-    let entries = fs::read_dir(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+/// The files of `kernels/` with this end.
+fn files(end: &str) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir("kernels").map_err(|error| format!("kernels: {error}"))?;
     let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
-    let mut sources: Vec<_> = paths.filter(|path| path.extension().is_some_and(|end| end == "cu")).collect();
-    sources.sort();
-    if sources.is_empty() { Err(format!("{}: no .cu file", folder.display())) } else { Ok(sources) }
+    let mut files: Vec<_> = paths.filter(|path| path.extension().is_some_and(|found| found == end)).collect();
+    files.sort();
+    Ok(files)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -151,7 +176,7 @@ fn plan(toolkits: &[Toolkit]) -> Result<Vec<(Arch, &Toolkit)>> {
         if plan.iter().any(|(other, _)| *other == arch) {
             continue;
         }
-        match toolkits.iter().find(|toolkit| toolkit.archs.contains(&arch.number)) {
+        match toolkits.iter().find(|toolkit| toolkit.knows(arch)) {
             Some(toolkit) => plan.push((arch, toolkit)),
             None if NEW_ARCHS.contains(&name) && named.is_empty() => {}
             None => {
@@ -167,7 +192,7 @@ fn plan(toolkits: &[Toolkit]) -> Result<Vec<(Arch, &Toolkit)>> {
     if plan.is_empty() { Err("no architecture to compile for".into()) } else { Ok(plan) }
 }
 
-/// Compiles on as many threads as cargo allows, and says everything that failed.
+/// Compiles as many at once as cargo allows, and says everything that failed.
 fn compile_all(jobs: &[Job], out: &Path) -> Result<()> {
     let threads = env::var("NUM_JOBS").ok().and_then(|count| count.parse().ok()).unwrap_or(1);
     let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
@@ -189,14 +214,38 @@ fn compile_all(jobs: &[Job], out: &Path) -> Result<()> {
 
 fn compile(job: &Job, out: &Path) -> Result<()> {
     let file = out.join(job.file_name());
-    let mut code = match &job.toolkit.compiler {
-        Compiler::Nvrtc(nvrtc) => nvrtc.compile(job, &job.toolkit.includes)?,
-        Compiler::Nvcc(nvcc) => compile_with_nvcc(nvcc, job, &job.toolkit.includes, &file)?,
-    };
-    if job.arch.ptx {
-        code = lower_ptx(code);
+    let kept = kept(job)?;
+    if let Some(kept) = &kept
+        && fs::copy(kept, &file).is_ok()
+    {
+        return Ok(());
     }
-    write(&file, &code)
+    let output = job.toolkit.command(job, &file)?.output().map_err(|error| error.to_string())?;
+    if !output.status.success() {
+        return Err(format!("{}\n{}", output.status, String::from_utf8_lossy(&output.stderr)));
+    }
+    if job.arch.ptx {
+        write(&file, &lower_ptx(read(&file)?))?;
+    }
+    if let Some(kept) = &kept {
+        // Whole or not at all, also when two builds do it at once.
+        let part = kept.with_extension(format!("{}.part", std::process::id()));
+        fs::create_dir_all(kept.parent().unwrap_or(kept)).map_err(|error| format!("EDGELLM_CUDA_CACHE: {error}"))?;
+        write(&part, &read(&file)?)?;
+        fs::rename(&part, kept).map_err(|error| format!("{}: {error}", kept.display()))?;
+    }
+    Ok(())
+}
+
+/// Where the image is kept, if images are: a name that everything that goes into it is in.
+fn kept(job: &Job) -> Result<Option<PathBuf>> {
+    let Some(folder) = env::var_os("EDGELLM_CUDA_CACHE").filter(|folder| !folder.is_empty()) else { return Ok(None) };
+    let mut hasher = DefaultHasher::new();
+    (&job.toolkit.name, &job.toolkit.includes, PTX_VERSION).hash(&mut hasher);
+    for path in [vec![job.source.to_owned()], files("cuh")?].concat() {
+        (&path, read(&path)?).hash(&mut hasher);
+    }
+    Ok(Some(Path::new(&folder).join(format!("{:016x}-{}", hasher.finish(), job.file_name()))))
 }
 
 /// PTX that says it is of version [`PTX_VERSION`], where it was of a later one of CUDA 11, with a NUL at the end.
@@ -218,6 +267,8 @@ fn lower_ptx(code: Vec<u8>) -> Vec<u8> {
 struct Toolkit {
     /// "NVRTC 11.8": for people.
     name: String,
+    /// 11.
+    major: u32,
     /// The architectures that it knows.
     archs: Vec<u32>,
     includes: Vec<PathBuf>,
@@ -225,14 +276,41 @@ struct Toolkit {
 }
 
 enum Compiler {
-    Nvrtc(Nvrtc),
+    Nvrtc(PathBuf),
     Nvcc(PathBuf),
+}
+
+impl Toolkit {
+    fn knows(&self, arch: Arch) -> bool {
+        self.archs.contains(&arch.number) && (!arch.only || self.major >= 12)
+    }
+
+    /// What compiles an image into a file.
+    fn command(&self, job: &Job, file: &Path) -> Result<Command> {
+        let flag = job.arch.flag();
+        Ok(match &self.compiler {
+            Compiler::Nvrtc(library) => {
+                // This program again: NVRTC compiles one thing at a time in each process.
+                let own = env::current_exe().map_err(|error| error.to_string())?;
+                let mut command = Command::new(own);
+                command.args([library, job.source]).arg(flag).arg(file).args(&self.includes);
+                command
+            }
+            Compiler::Nvcc(nvcc) => {
+                let mut command = Command::new(nvcc);
+                command.args([format!("--{}", job.arch.extension()), format!("--gpu-architecture={flag}")]);
+                command.arg("--std=c++17").args(self.includes.iter().flat_map(|path| [Path::new("-I"), path]));
+                command.arg("-o").args([file, job.source]);
+                command
+            }
+        })
+    }
 }
 
 fn find_toolkits() -> Result<Vec<Toolkit>> {
     let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
     if let Some(paths) = set("NVRTC") {
-        return env::split_paths(&paths).map(|path| open_nvrtc(&path)).collect();
+        return env::split_paths(&paths).map(|path| ask_nvrtc(&path)).collect();
     }
     if let Some(path) = set("NVCC") {
         return Ok(vec![ask_nvcc(Path::new(&path))?]);
@@ -240,7 +318,7 @@ fn find_toolkits() -> Result<Vec<Toolkit>> {
     if let Some(folder) = set("CUDA_HOME").or_else(|| set("CUDA_PATH")) {
         let folder = PathBuf::from(folder);
         if let Some(path) = nvrtc_of(&folder) {
-            return Ok(vec![open_nvrtc(&path)?]);
+            return Ok(vec![ask_nvrtc(&path)?]);
         }
         let nvcc = folder.join("bin/nvcc");
         if !nvcc.is_file() {
@@ -294,26 +372,14 @@ fn ask_nvcc(nvcc: &Path) -> Result<Toolkit> {
     };
     let version = ask("--version")?;
     let release = version.split("release ").nth(1).and_then(|rest| rest.split(',').next()).unwrap_or("?");
+    let major = release.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0);
     let archs = ask("--list-gpu-arch")?;
     let archs: Vec<u32> = archs.lines().filter_map(|line| line.strip_prefix("compute_")?.parse().ok()).collect();
     if archs.is_empty() {
         return Err(format!("{} --list-gpu-arch names none: is it nvcc 11.4 or later?", nvcc.display()));
     }
     let includes = includes(nvcc.parent().unwrap_or(nvcc));
-    Ok(Toolkit { name: format!("nvcc {release}"), archs, includes, compiler: Compiler::Nvcc(nvcc.to_owned()) })
-}
-
-fn compile_with_nvcc(nvcc: &Path, job: &Job, includes: &[PathBuf], file: &Path) -> Result<Vec<u8>> {
-    let mut command = Command::new(nvcc);
-    command.args([&format!("--{}", job.arch.extension()), &format!("--gpu-architecture={}", job.arch.flag())]);
-    command.arg("--std=c++17").args(includes.iter().flat_map(|path| [Path::new("-I"), path]));
-    let output = command.arg("-o").arg(file).arg(job.source).output();
-    let output = output.map_err(|error| format!("{}: {error}", nvcc.display()))?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        return Err(format!("{}: {}\n{said}", nvcc.display(), output.status));
-    }
-    fs::read(file).map_err(|error| format!("{}: {error}", file.display()))
+    Ok(Toolkit { name: format!("nvcc {release}"), major, archs, includes, compiler: Compiler::Nvcc(nvcc.to_owned()) })
 }
 
 // ---- NVRTC ----
@@ -322,102 +388,103 @@ type Program = *mut c_void;
 type Create =
     unsafe extern "C" fn(*mut Program, *const c_char, *const c_char, c_int, *const c_void, *const c_void) -> c_int;
 type Compile = unsafe extern "C" fn(Program, c_int, *const *const c_char) -> c_int;
-type Size = unsafe extern "C" fn(Program, *mut usize) -> c_int;
-type Get = unsafe extern "C" fn(Program, *mut c_char) -> c_int;
-type Destroy = unsafe extern "C" fn(*mut Program) -> c_int;
-
-/// The functions of one NVRTC, which stays loaded.
-struct Nvrtc {
-    create: Create,
-    compile: Compile,
-    destroy: Destroy,
-    log: (Size, Get),
-    cubin: (Size, Get),
-    ptx: (Size, Get),
+/// An opened NVRTC, which stays so: it may have threads of its own.
+struct Nvrtc<'a> {
+    path: &'a Path,
+    library: &'static Library,
 }
 
-fn open_nvrtc(path: &Path) -> Result<Toolkit> {
-    type Ask = unsafe extern "C" fn(*mut c_int) -> c_int;
-    type Version = unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int;
-    // SAFETY: the one who builds names the library, whose constructors do no harm.
-    let library = unsafe { Library::new(path) }.map_err(|error| format!("NVRTC: {}: {error}", path.display()))?;
-    // It has threads of its own perhaps, and is needed until the end.
-    let library: &'static Library = Box::leak(Box::new(library));
-    fn function<F: Copy + 'static>(library: &'static Library, path: &Path, name: &str) -> Result<F> {
-        // SAFETY: every type asked for below is that of nvrtc.h of CUDA 11.2 and later.
-        let symbol = unsafe { library.get::<F>(name.as_bytes()) };
-        Ok(*symbol.map_err(|_| format!("{} has no {name}: is it NVRTC 11.2 or later?", path.display()))?)
+impl Nvrtc<'_> {
+    fn open(path: &Path) -> Result<Nvrtc<'_>> {
+        // SAFETY: the one who builds names the library, whose constructors do no harm.
+        let library = unsafe { Library::new(path) }.map_err(|error| {
+            let reason = error.source().map_or(error.to_string(), |source| source.to_string());
+            format!("NVRTC: {}: {reason}", path.display())
+        })?;
+        Ok(Nvrtc { path, library: Box::leak(Box::new(library)) })
     }
-    let get = |name: &str| -> Result<(Size, Get)> {
-        let size = function(library, path, &format!("nvrtcGet{name}Size"))?;
-        Ok((size, function(library, path, &format!("nvrtcGet{name}"))?))
-    };
+
+    /// # Safety
+    /// `F` is the function's type.
+    unsafe fn function<F: Copy + 'static>(&self, name: &str) -> Result<F> {
+        // SAFETY: the contract.
+        let symbol = unsafe { self.library.get::<F>(name.as_bytes()) };
+        Ok(*symbol.map_err(|_| format!("{} has no {name}: is it NVRTC 11.2 or later?", self.path.display()))?)
+    }
+
+    /// What the program has of one kind: `CUBIN`, `PTX` or `ProgramLog`.
+    ///
+    /// # Safety
+    /// The program was made by this library, and not destroyed.
+    unsafe fn take(&self, program: Program, kind: &str) -> Result<Vec<u8>> {
+        let mut len = 0;
+        // SAFETY: the types are those of nvrtc.h, as all that are asked for here. They write one number, and then as many
+        // bytes as that says.
+        unsafe {
+            let size: unsafe extern "C" fn(Program, *mut usize) -> c_int =
+                self.function(&format!("nvrtcGet{kind}Size"))?;
+            let get: unsafe extern "C" fn(Program, *mut c_char) -> c_int = self.function(&format!("nvrtcGet{kind}"))?;
+            let mut code = size(program, &mut len);
+            let mut bytes = vec![0u8; len];
+            if code == 0 {
+                code = get(program, bytes.as_mut_ptr().cast());
+            }
+            if code == 0 { Ok(bytes) } else { Err(format!("nvrtcGet{kind}: {code}")) }
+        }
+    }
+}
+
+fn ask_nvrtc(path: &Path) -> Result<Toolkit> {
+    type Ask = unsafe extern "C" fn(*mut c_int) -> c_int;
+    let nvrtc = Nvrtc::open(path)?;
     let (mut major, mut minor, mut count) = (0, 0, 0);
-    let version: Version = function(library, path, "nvrtcVersion")?;
-    let arch_count: Ask = function(library, path, "nvrtcGetNumSupportedArchs")?;
-    let list: Ask = function(library, path, "nvrtcGetSupportedArchs")?;
-    // SAFETY: the functions write one number behind each pointer.
-    let codes = unsafe { [version(&mut major, &mut minor), arch_count(&mut count)] };
-    let mut archs = vec![0; usize::try_from(count).unwrap_or(0)];
-    // SAFETY: it writes as many numbers as it just said.
-    if codes != [0, 0] || unsafe { list(archs.as_mut_ptr()) } != 0 {
+    // SAFETY: the types are those of nvrtc.h; they write one number behind each pointer, the last one as many numbers as
+    // it said there are.
+    let (code, archs) = unsafe {
+        let version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int = nvrtc.function("nvrtcVersion")?;
+        let arch_count: Ask = nvrtc.function("nvrtcGetNumSupportedArchs")?;
+        let list: Ask = nvrtc.function("nvrtcGetSupportedArchs")?;
+        let codes = version(&mut major, &mut minor) | arch_count(&mut count);
+        let mut archs = vec![0; usize::try_from(count).unwrap_or(0)];
+        (codes | list(archs.as_mut_ptr()), archs)
+    };
+    if code != 0 {
         return Err(format!("{} does not say what it knows", path.display()));
     }
-    let nvrtc = Nvrtc {
-        create: function(library, path, "nvrtcCreateProgram")?,
-        compile: function(library, path, "nvrtcCompileProgram")?,
-        destroy: function(library, path, "nvrtcDestroyProgram")?,
-        log: get("ProgramLog")?,
-        cubin: get("CUBIN")?,
-        ptx: get("PTX")?,
-    };
     Ok(Toolkit {
         name: format!("NVRTC {major}.{minor}"),
+        major: u32::try_from(major).unwrap_or(0),
         archs: archs.into_iter().filter_map(|arch| u32::try_from(arch).ok()).collect(),
         includes: includes(path.parent().unwrap_or(path)),
-        compiler: Compiler::Nvrtc(nvrtc),
+        compiler: Compiler::Nvrtc(path.to_owned()),
     })
 }
 
-impl Nvrtc {
-    fn compile(&self, job: &Job, includes: &[PathBuf]) -> Result<Vec<u8>> {
-        let text = fs::read(job.source).map_err(|error| error.to_string())?;
-        let text = CString::new(text).map_err(|_| "a NUL in the source")?;
-        let name = CString::new(job.source.to_string_lossy().as_ref()).map_err(|_| "a NUL in the name")?;
-        let mut options = vec![format!("--gpu-architecture={}", job.arch.flag()), "--std=c++17".into()];
-        options.extend(includes.iter().map(|path| format!("--include-path={}", path.display())));
-        let options: Vec<_> = options.into_iter().filter_map(|option| CString::new(option).ok()).collect();
-        let pointers: Vec<_> = options.iter().map(|option| option.as_ptr()).collect();
-        let mut program = null_mut();
-        // SAFETY: NUL-terminated strings that live until the end of this function, and no further headers.
-        let created = unsafe { (self.create)(&mut program, text.as_ptr(), name.as_ptr(), 0, null(), null()) };
-        if created != 0 {
-            return Err(format!("nvrtcCreateProgram: {created}"));
+fn compile_with_nvrtc(library: &Path, source: &Path, flag: &str, file: &Path, includes: &[PathBuf]) -> Result<()> {
+    let nvrtc = Nvrtc::open(library)?;
+    let text = CString::new(read(source)?).map_err(|_| "a NUL in the source")?;
+    let name = CString::new(source.to_string_lossy().as_ref()).map_err(|_| "a NUL in the name")?;
+    let mut options = vec![format!("--gpu-architecture={flag}"), "--std=c++17".into()];
+    options.extend(includes.iter().map(|path| format!("--include-path={}", path.display())));
+    let options: Vec<_> = options.into_iter().filter_map(|option| CString::new(option).ok()).collect();
+    let pointers: Vec<_> = options.iter().map(|option| option.as_ptr()).collect();
+    let mut program = null_mut();
+    // SAFETY: the types are those of nvrtc.h; NUL-terminated strings that live until the end of this function, no further
+    // headers, as many options as it says. The program goes with the process.
+    let code = unsafe {
+        let create: Create = nvrtc.function("nvrtcCreateProgram")?;
+        let compile: Compile = nvrtc.function("nvrtcCompileProgram")?;
+        match create(&mut program, text.as_ptr(), name.as_ptr(), 0, null(), null()) {
+            0 => compile(program, pointers.len() as c_int, pointers.as_ptr()),
+            code => return Err(format!("nvrtcCreateProgram: {code}")),
         }
-        // SAFETY: a program made above, as many options as it says.
-        let code = unsafe { (self.compile)(program, pointers.len() as c_int, pointers.as_ptr()) };
-        let result = match code {
-            0 => self.take(program, if job.arch.ptx { self.ptx } else { self.cubin }),
-            _ => {
-                let log = self.take(program, self.log).unwrap_or_default();
-                Err(format!("nvrtcCompileProgram: {code}\n{}", String::from_utf8_lossy(&log).trim_end_matches('\0')))
-            }
-        };
-        // SAFETY: made above, not used again.
-        unsafe { (self.destroy)(&mut program) };
-        result
+    };
+    let kind = if flag.starts_with("sm_") { "CUBIN" } else { "PTX" };
+    // SAFETY: made above.
+    let (log, code_bytes) = unsafe { (nvrtc.take(program, "ProgramLog")?, nvrtc.take(program, kind)) };
+    if code != 0 {
+        let log = String::from_utf8_lossy(&log);
+        return Err(format!("nvrtcCompileProgram: {code}\n{}", log.trim_end_matches('\0')));
     }
-
-    /// What the program has of one kind.
-    fn take(&self, program: Program, (size, get): (Size, Get)) -> Result<Vec<u8>> {
-        let mut len = 0;
-        // SAFETY: a program that was not destroyed, one number.
-        let mut code = unsafe { size(program, &mut len) };
-        let mut bytes = vec![0u8; len];
-        if code == 0 {
-            // SAFETY: as many bytes as it just said.
-            code = unsafe { get(program, bytes.as_mut_ptr().cast()) };
-        }
-        if code == 0 { Ok(bytes) } else { Err(format!("NVRTC gives no result: {code}")) }
-    }
+    write(file, &code_bytes?)
 }
