@@ -6,6 +6,7 @@
 #   cross/aarch64-setup.sh && . target/aarch64-setup/env.sh
 #   cross/glibc-2.31.sh [FOLDER]    FOLDER: target/glibc-2.31; makes FOLDER/aarch64-unknown-linux-gnu/release
 #
+# With CUDA where NVRTC says what to compile its device code with: kernels/cuda-setup.sh && . target/cuda-setup/env.sh
 # Ends with 3 where Debian 11 cannot be fetched.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -37,7 +38,7 @@ exec aarch64-linux-gnu-gcc --sysroot=$root -B$root/usr/lib/aarch64-linux-gnu \\
 END
 chmod +x "$folder/cc"
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=$folder/cc
-cargo build --release --features cli --target "$target" --target-dir "$folder"
+cargo build --release --features "cli${NVRTC:+,cuda}" --target "$target" --target-dir "$folder"
 
 release=$folder/$target/release
 "$folder/cc" -std=c99 -Iinclude c_examples/generate.c -o "$release/generate" \

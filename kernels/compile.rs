@@ -358,7 +358,8 @@ fn includes(folder: &Path) -> Vec<PathBuf> {
     // A toolkit has bin/, lib64/ and include/ side by side, or targets/…/lib and include/; the Python packages have
     // nvidia/cuda_nvrtc/lib beside nvidia/cuda_runtime/include.
     let packages = ["cuda_runtime", "cuda_nvcc", "cuda_cccl"];
-    let near = [up(1).join("include")].into_iter().chain(packages.map(|name| up(2).join(name).join("include")));
+    let own = [up(1).join("include"), up(1).join("include/cccl")];
+    let near = own.into_iter().chain(packages.map(|name| up(2).join(name).join("include")));
     let named = env::var_os("EDGELLM_CUDA_INCLUDE").unwrap_or_default();
     let named: Vec<_> = env::split_paths(&named).filter(|path| !path.as_os_str().is_empty()).collect();
     named.into_iter().chain(near.filter(|path| path.is_dir())).chain([PathBuf::from("kernels")]).collect()
