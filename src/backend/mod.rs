@@ -5,6 +5,8 @@
 //! stop between any two.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod tensors;
 
 use crate::file::Tensor;
