@@ -151,3 +151,124 @@ inline __host__ __device__ u32 attention_splits(u32 lines) {
 //     threads FINISH_THREADS, blocks 1. mailbox: mapped host memory or NULL.
 // Every parameter structure is passed by value: decode_project1(Project), decode_gate_up(GateUp),
 // decode_attention128(Attention), decode_head(Head).
+
+// ---- device functions ----
+
+// Lets the next kernel of a chain start, and waits until everything before this one is done and visible. Before it a
+// kernel may only touch what no kernel of the chain writes.
+#define PDL_WAIT
+__device__ __forceinline__ void pdl_wait() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;\n\tgriddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Weights: read once, so they do not displace anything from L1. In the order of the program: `volatile`.
+__device__ __forceinline__ void load_weights(u32 (&out)[4], const void* from) {
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3]) : "l"(from));
+}
+__device__ __forceinline__ void load_weights(u32 (&out)[2], const void* from) {
+    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(out[0]), "=r"(out[1]) : "l"(from));
+}
+__device__ __forceinline__ u32 load_weights32(const void* from) {
+    u32 out;
+    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(out) : "l"(from));
+    return out;
+}
+__device__ __forceinline__ u32 load_weights16(const void* from) {
+    u16 out;
+    asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(out) : "l"(from));
+    return out;
+}
+__device__ __forceinline__ void prefetch(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
+
+// What another kernel may have written: from L2, never from this SM's L1.
+__device__ __forceinline__ float4 load4(const float* from) {
+    float4 out;
+    asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(out.x), "=f"(out.y), "=f"(out.z), "=f"(out.w) : "l"(from) : "memory");
+    return out;
+}
+__device__ __forceinline__ float2 load2(const void* from) {
+    float2 out;
+    asm volatile("ld.global.cg.v2.f32 {%0, %1}, [%2];" : "=f"(out.x), "=f"(out.y) : "l"(from) : "memory");
+    return out;
+}
+__device__ __forceinline__ float load1(const float* from) {
+    float out;
+    asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(out) : "l"(from) : "memory");
+    return out;
+}
+__device__ __forceinline__ u32 load_u32(const u32* from) {
+    u32 out;
+    asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(out) : "l"(from) : "memory");
+    return out;
+}
+__device__ __forceinline__ uint4 load_u32x4(const void* from) {
+    uint4 out;
+    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out.x), "=r"(out.y), "=r"(out.z), "=r"(out.w) : "l"(from) : "memory");
+    return out;
+}
+
+// The low half of a word as f16, and the high one.
+__device__ __forceinline__ float half_low(u32 word) {
+    float out;
+    asm("{ .reg .b16 low, high; mov.b32 {low, high}, %1; cvt.f32.f16 %0, low; }" : "=f"(out) : "r"(word));
+    return out;
+}
+__device__ __forceinline__ float half_high(u32 word) {
+    float out;
+    asm("{ .reg .b16 low, high; mov.b32 {low, high}, %1; cvt.f32.f16 %0, high; }" : "=f"(out) : "r"(word));
+    return out;
+}
+__device__ __forceinline__ u16 to_half(float value) {
+    u16 out;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out) : "f"(value));
+    return out;
+}
+
+// Four products of signed bytes, and of unsigned with signed ones.
+__device__ __forceinline__ int dot_signed(u32 a, u32 b, int sum) {
+    asm("dp4a.s32.s32 %0, %1, %2, %0;" : "+r"(sum) : "r"(a), "r"(b));
+    return sum;
+}
+__device__ __forceinline__ int dot_unsigned(u32 a, u32 b, int sum) {
+    asm("dp4a.u32.s32 %0, %1, %2, %0;" : "+r"(sum) : "r"(a), "r"(b));
+    return sum;
+}
+
+__device__ __forceinline__ float exp2_approx(float x) {
+    float out;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+    return out;
+}
+__device__ __forceinline__ float reciprocal_approx(float x) {
+    float out;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+    return out;
+}
+
+template <typename T> __device__ __forceinline__ T shuffle_xor(T value, u32 mask) {
+    return __shfl_xor_sync(0xffffffffu, value, mask);
+}
+__device__ __forceinline__ u32 max_u32(u32 a, u32 b) { return a > b ? a : b; }
+__device__ __forceinline__ u32 min_u32(u32 a, u32 b) { return a < b ? a : b; }
+// The largest of a warp.
+__device__ __forceinline__ float warp_max(float value) {
+    for (u32 mask = 16; mask > 0; mask /= 2) value = fmaxf(value, shuffle_xor(value, mask));
+    return value;
+}
+__device__ __forceinline__ u32 warp_max(u32 value) {
+    for (u32 mask = 16; mask > 0; mask /= 2) value = max_u32(value, shuffle_xor(value, mask));
+    return value;
+}
+// The sum of a warp, in a fixed tree: every lane gets the same bits.
+template <typename T> __device__ __forceinline__ T warp_sum(T value) {
+    for (u32 mask = 16; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
+    return value;
+}
+// Bits of |x|: in the order of magnitudes, infinity and NaN above all others.
+__device__ __forceinline__ u32 magnitude(float x) { return __float_as_uint(x) & 0x7fffffff; }
+const u32 INFINITE = 0x7f800000;
