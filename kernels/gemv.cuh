@@ -1,0 +1,343 @@
+// A matrix times one vector: the vector in int8 in shared memory, the weights through a ring of registers.
+//
+// A thread block takes R tiles at a time (a unit), its warps share the columns: warp w has steps w, w + warps, ... Within
+// a step a warp goes through the R tiles, so that it reads its part of the vector once for all of them. RING groups a lane
+// are on their way at any time, the first of them before pdl_wait().
+//
+// The sum of a row: over its groups in a lane, over the four lanes of a row, over the warps; all in an order that the
+// columns alone decide.
+#pragma once
+#include "tiles.cuh"
+
+const u32 RING_WORDS = 48;
+
+// Groups in a ring: as many as its words can hold, a power of two.
+__host__ __device__ constexpr u32 ring_groups(u32 format, u32 most) {
+    u32 groups = 8;
+    while (groups > most || groups * group_words(format) > RING_WORDS) groups /= 2;
+    return groups;
+}
+
+// The thread's place.
+struct Lane {
+    u32 warp, warps, lane, row, kc;
+    __device__ __forceinline__ Lane()
+        : warp(threadIdx.x / 32), warps(blockDim.x / 32), lane(threadIdx.x % 32), row(lane / 4), kc(lane % 4) {}
+};
+
+// A vector in shared memory. `factor` is to be multiplied with every product.
+struct Activations {
+    const u8* codes;      // (columns), dot words in order
+    const float2* groups; // (columns / 32)
+
+    __device__ __forceinline__ Activations(const void* shared, u32 columns)
+        : codes((const u8*)shared), groups((const float2*)((const u8*)shared + columns)) {}
+
+    __device__ __forceinline__ Input read(u32 group, u32 count) const {
+        Input in;
+        uint4 a = make_uint4(0, 0, 0, 0), b = a;
+        float2 scale = make_float2(0, 0);
+        if (group < count) {
+            const uint4* words = (const uint4*)(codes + group * 32);
+            a = words[0], b = words[1], scale = groups[group];
+        }
+        in.x[0] = a.x, in.x[1] = a.y, in.x[2] = a.z, in.x[3] = a.w;
+        in.x[4] = b.x, in.x[5] = b.y, in.x[6] = b.z, in.x[7] = b.w;
+        in.scale = scale.x, in.sum = scale.y;
+        return in;
+    }
+};
+
+// A unit: R tiles, the first half of them from `tile[0]` of one matrix, the others from `tile[1]` of the other. The first
+// `count` are there.
+struct Unit {
+    u32 tile[2], count;
+};
+
+// The steps of a warp, and where its lanes find a group.
+struct Steps {
+    u32 groups, full, tail, mine; // groups of a row, whole steps of it, groups behind them; steps of this warp
+
+    __device__ __forceinline__ Steps(u32 columns, const Lane& l) {
+        groups = columns / 32, full = groups / 4, tail = groups % 4;
+        u32 steps = (groups + 3) / 4;
+        mine = steps > l.warp ? (steps - l.warp - 1) / l.warps + 1 : 0;
+    }
+
+    // In the last step lanes without a group read another one's; their activations are zero.
+    template <u32 FORMAT> __device__ __forceinline__ Place place(u32 tile, u32 step, const Lane& l) const {
+        u32 in_step = step < full ? l.lane : l.row * tail + min_u32(l.kc, tail - 1);
+        Place at;
+        at.group = tile * (groups * 8) + step * 32 + in_step;
+        at.super = tile * groups + (step >> 1) * 8 + l.row;
+        return at;
+    }
+};
+
+// Loads piece `i` of a turn into its slot of the ring. A turn is R tiles of DEPTH steps.
+template <u32 FORMAT, u32 R, u32 DEPTH>
+__device__ __forceinline__ void load_piece(u32 (&ring)[RING_WORDS], const Matrix& first, const Matrix& second,
+                                           const Unit& unit, const Steps& steps, const Lane& l, u32 turn, u32 i) {
+    constexpr u32 RING = ring_groups(FORMAT, R * DEPTH);
+    u32 r = i % R, k = turn * DEPTH + i / R;
+    if (r < unit.count && k < steps.mine) {
+        bool other = R > 1 && r >= R / 2;
+        u32 tile = other ? unit.tile[1] + (r - R / 2) : unit.tile[0] + r;
+        Place at = steps.place<FORMAT>(tile, l.warp + k * l.warps, l);
+        load_group<FORMAT>(ring + i % RING * group_words(FORMAT), other ? second : first, at);
+    }
+}
+
+// The first loads: what the ring holds.
+template <u32 FORMAT, u32 R, u32 DEPTH>
+__device__ __forceinline__ void fill_ring(u32 (&ring)[RING_WORDS], const Matrix& first, const Matrix& second,
+                                          const Unit& unit, const Steps& steps, const Lane& l) {
+#pragma unroll
+    for (u32 i = 0; i < ring_groups(FORMAT, R * DEPTH); i++)
+        load_piece<FORMAT, R, DEPTH>(ring, first, second, unit, steps, l, 0, i);
+}
+
+// This warp's share of the unit's rows, in `sums`; the ring goes on to `next`.
+template <u32 FORMAT, u32 R, u32 DEPTH>
+__device__ __forceinline__ void run_unit(u32 (&ring)[RING_WORDS], float (&sums)[R], const Matrix& first,
+                                         const Matrix& second, const Unit& unit, const Unit& next, const Steps& steps,
+                                         const Lane& l, const Activations& x) {
+    constexpr u32 RING = ring_groups(FORMAT, R * DEPTH);
+#pragma unroll
+    for (u32 r = 0; r < R; r++) sums[r] = 0;
+    u32 turns = (steps.mine + DEPTH - 1) / DEPTH;
+    for (u32 turn = 0; turn < turns; turn++) {
+        bool last = turn + 1 == turns;
+        Unit after = last ? next : unit;
+        u32 after_turn = last ? 0 : turn + 1;
+#pragma unroll
+        for (u32 j = 0; j < DEPTH; j++) {
+            u32 k = turn * DEPTH + j, step = l.warp + k * l.warps;
+            bool there = DEPTH == 1 || k < steps.mine;
+            Input in;
+            if (there) in = x.read(step * 4 + l.kc, steps.groups);
+#pragma unroll
+            for (u32 r = 0; r < R; r++) {
+                u32 i = j * R + r;
+                const u32* w = ring + i % RING * group_words(FORMAT);
+                if (there) sums[r] = add_group<FORMAT>(w, in, l.kc, step, sums[r]);
+                if (i + RING < R * DEPTH)
+                    load_piece<FORMAT, R, DEPTH>(ring, first, second, unit, steps, l, turn, i + RING);
+                else
+                    load_piece<FORMAT, R, DEPTH>(ring, first, second, after, steps, l, after_turn, i + RING - R * DEPTH);
+            }
+        }
+    }
+#pragma unroll
+    for (u32 r = 0; r < R; r++) sums[r] *= gain(FORMAT);
+}
+
+// Applies `F<format>` to a format that is known at run time only.
+#define FOR_FORMAT(format, CALL)                     \
+    switch (format) {                                \
+        case Q4_0: { CALL(Q4_0); } break;            \
+        case Q4_1: { CALL(Q4_1); } break;            \
+        case Q5_0: { CALL(Q5_0); } break;            \
+        case Q5_1: { CALL(Q5_1); } break;            \
+        case Q8_0: { CALL(Q8_0); } break;            \
+        case Q4_K: { CALL(Q4_K); } break;            \
+        case Q5_K: { CALL(Q5_K); } break;            \
+        case Q6_K: { CALL(Q6_K); } break;            \
+        default: { CALL(TERNARY); } break;           \
+    }
+
+// What warps tell one another.
+template <u32 R> struct Exchange {
+    float sums[2][PROJECT_WARPS][R * 8]; // of one unit and the next
+    float squares[PROJECT_WARPS];
+    u32 largest[PROJECT_WARPS];
+};
+
+// Sums over the four lanes of a row, all rows' in `out`.
+template <u32 R> __device__ __forceinline__ void store_sums(float (&sums)[R], float* out, const Lane& l) {
+    if constexpr (R == 1) {
+        float sum = sums[0] + shuffle_xor(sums[0], 1);
+        sum += shuffle_xor(sum, 2);
+        if (l.kc == 0) out[l.row] = sum;
+    } else {
+        bool odd = l.kc & 1, upper = l.kc & 2;
+        float halved[R / 2]; // of tile 2i + (kc & 1)
+#pragma unroll
+        for (u32 i = 0; i < R / 2; i++) {
+            float keep = odd ? sums[2 * i + 1] : sums[2 * i], give = odd ? sums[2 * i] : sums[2 * i + 1];
+            halved[i] = keep + shuffle_xor(give, 1);
+        }
+        if constexpr (R == 2) {
+            float sum = halved[0] + shuffle_xor(halved[0], 2);
+            if (!upper) out[(l.kc & 1) * 8 + l.row] = sum;
+        } else {
+#pragma unroll
+            for (u32 i = 0; i < R / 4; i++) { // of tile 4i + kc
+                float keep = upper ? halved[2 * i + 1] : halved[2 * i], give = upper ? halved[2 * i] : halved[2 * i + 1];
+                out[(4 * i + l.kc) * 8 + l.row] = keep + shuffle_xor(give, 2);
+            }
+        }
+    }
+}
+
+// The sum over the warps of the unit's row `index`.
+template <u32 R> __device__ __forceinline__ float row_sum(const Exchange<R>& exchange, u32 buffer, u32 index, u32 warps) {
+    float sum = exchange.sums[buffer][0][index];
+    for (u32 w = 1; w < warps; w++) sum += exchange.sums[buffer][w][index];
+    return sum;
+}
+
+// ---- the vector ----
+
+// How a vector is quantized.
+struct Quantization {
+    const float* x;    // (columns), NULL: it is given as `quantized`
+    const float* norm; // (columns) or NULL
+    Quantized quantized;
+    u32 columns;
+    bool whole_row; // one scale for all: what ternary weights are trained for
+    float epsilon;
+};
+
+// Four values as bytes of a word: round(value * inverse), half to even.
+__device__ __forceinline__ u32 quantize4(float4 v, float inverse) {
+    const float ROUND = 12582912.0f; // Its low bits are then the integer.
+    u32 a = __float_as_uint(fmaf(v.x, inverse, ROUND)), b = __float_as_uint(fmaf(v.y, inverse, ROUND));
+    u32 c = __float_as_uint(fmaf(v.z, inverse, ROUND)), d = __float_as_uint(fmaf(v.w, inverse, ROUND));
+    return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
+}
+
+// The lane's four values of a group of eight lanes, quantized, into shared memory. All lanes of the warp are here.
+__device__ __forceinline__ void store_chunk(u8* codes, float2* groups, u32 chunk, bool there, float4 v, float inverse,
+                                            float scale) {
+    u32 bytes = quantize4(v, inverse);
+    int sum = dot_signed(bytes, 0x01010101, 0);
+    u32 other = shuffle_xor(bytes, 1);
+    sum += shuffle_xor(sum, 1);
+    sum += shuffle_xor(sum, 2);
+    sum += shuffle_xor(sum, 4);
+    // An even chunk has columns 0-3 of 8, the next one 4-7; their dot words are 0, 4, 1, 5 and 2, 6, 3, 7.
+    u32 word = __byte_perm(bytes, other, (chunk & 1) ? 0x3726 : 0x5140);
+    if (there) {
+        ((u32*)codes)[chunk] = word;
+        if (chunk % 8 == 0) groups[chunk / 8] = make_float2(scale, scale * (float)sum);
+    }
+}
+
+__device__ __forceinline__ u32 largest_of(float4 v) {
+    return max_u32(max_u32(magnitude(v.x), magnitude(v.y)), max_u32(magnitude(v.z), magnitude(v.w)));
+}
+
+// One chunk of four values, and its squares' sum before the norm's weights.
+__device__ __forceinline__ float4 weighted(float4 v, const float* norm, u32 chunk, bool there, float& squares) {
+    if (norm) {
+        squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+        if (there) {
+            float4 w = __ldg((const float4*)norm + chunk);
+            v.x *= w.x, v.y *= w.y, v.z *= w.z, v.w *= w.w;
+        }
+    }
+    return v;
+}
+
+const u32 CHUNKS = 2; // loaded at once
+
+// Asks for the norm's weights ahead of time.
+__device__ __forceinline__ void prefetch_norm(const float* norm, u32 columns) {
+    if (norm)
+        for (u32 i = threadIdx.x * 32; i < columns; i += blockDim.x * 32) prefetch(norm + i);
+}
+
+// One scale a group: RMSNorm's own factor comes in at the end, so one pass is enough.
+__device__ __forceinline__ void quantize_groups(const Quantization& q, u8* codes, float2* groups, float* squares_out) {
+    u32 chunks = q.columns / 4, lane = threadIdx.x % 32;
+    float squares = 0;
+    for (u32 from = threadIdx.x; from - lane < chunks; from += CHUNKS * blockDim.x) {
+        float4 v[CHUNKS];
+#pragma unroll
+        for (u32 u = 0; u < CHUNKS; u++) {
+            u32 chunk = from + u * blockDim.x;
+            v[u] = chunk < chunks ? load4(q.x + 4 * chunk) : make_float4(0, 0, 0, 0);
+        }
+#pragma unroll
+        for (u32 u = 0; u < CHUNKS; u++) {
+            u32 chunk = from + u * blockDim.x;
+            bool there = chunk < chunks;
+            if (chunk - lane >= chunks) break;
+            float4 w = weighted(v[u], q.norm, chunk, there, squares);
+            u32 largest = largest_of(w);
+            largest = max_u32(largest, shuffle_xor(largest, 1));
+            largest = max_u32(largest, shuffle_xor(largest, 2));
+            largest = max_u32(largest, shuffle_xor(largest, 4));
+            float max = __uint_as_float(largest < INFINITE ? largest : 0x7fffffff); // NaN reaches the logits.
+            bool zero = max <= 1e-36f; // Its inverse would overflow.
+            store_chunk(codes, groups, chunk, there, w, zero ? 0 : 127.0f * reciprocal_approx(max),
+                        zero ? 0 : max * (1.0f / 127));
+        }
+    }
+    if (q.norm) {
+        squares = warp_sum(squares);
+        if (lane == 0) squares_out[threadIdx.x / 32] = squares;
+    }
+}
+
+// 1 / sqrt(mean square + epsilon), from the warps' sums of squares.
+__device__ __forceinline__ float norm_factor(const float* squares, u32 columns, float epsilon) {
+    float sum = squares[0];
+    for (u32 w = 1; w < blockDim.x / 32; w++) sum += squares[w];
+    return 1.0f / sqrtf(sum / (float)columns + epsilon);
+}
+
+// One scale for the row: first its largest value, then the codes. Groups have the scale 1, the row's is the factor.
+template <u32 R>
+__device__ __forceinline__ float quantize_row(const Quantization& q, u8* codes, float2* groups, Exchange<R>& exchange) {
+    u32 chunks = q.columns / 4, lane = threadIdx.x % 32;
+    float squares = 0;
+    u32 largest = 0;
+    for (u32 chunk = threadIdx.x; chunk < chunks; chunk += blockDim.x)
+        largest = max_u32(largest, largest_of(weighted(load4(q.x + 4 * chunk), q.norm, chunk, true, squares)));
+    squares = warp_sum(squares);
+    largest = warp_max(largest);
+    if (lane == 0) exchange.squares[threadIdx.x / 32] = squares, exchange.largest[threadIdx.x / 32] = largest;
+    __syncthreads();
+    for (u32 w = 0; w < blockDim.x / 32; w++) largest = max_u32(largest, exchange.largest[w]);
+    float factor = q.norm ? norm_factor(exchange.squares, q.columns, q.epsilon) : 1.0f;
+    float max = __uint_as_float(largest < INFINITE ? largest : 0x7fffffff) * factor;
+    max = max < 1e-5f ? 1e-5f : max; // As BitNet b1.58 defines it; NaN stays.
+    float inverse = 127.0f / max * factor;
+    for (u32 chunk = threadIdx.x; chunk - lane < chunks; chunk += blockDim.x) {
+        bool there = chunk < chunks;
+        float4 v = there ? load4(q.x + 4 * chunk) : make_float4(0, 0, 0, 0);
+        store_chunk(codes, groups, chunk, there, weighted(v, q.norm, chunk, there, squares), inverse, 1.0f);
+    }
+    return max / 127.0f;
+}
+
+// Copies what an earlier kernel has quantized.
+__device__ __forceinline__ void copy_quantized(const Quantization& q, u8* codes, float2* groups) {
+    u32 words = q.columns / 16;
+    for (u32 i = threadIdx.x; i < words; i += blockDim.x) ((uint4*)codes)[i] = load_u32x4(q.quantized.codes + 16 * i);
+    for (u32 i = threadIdx.x; i < q.columns / 32; i += blockDim.x) groups[i] = load2(q.quantized.groups + i);
+}
+
+// The vector into shared memory; ends with a barrier. Returns a factor of all products, but for the norm's (below).
+template <u32 R>
+__device__ __forceinline__ float quantize_input(const Quantization& q, void* shared, Exchange<R>& exchange) {
+    u8* codes = (u8*)shared;
+    float2* groups = (float2*)(codes + q.columns);
+    float factor = 1.0f;
+    if (q.whole_row) {
+        factor = quantize_row(q, codes, groups, exchange);
+    } else if (q.x) {
+        quantize_groups(q, codes, groups, exchange.squares);
+    } else {
+        copy_quantized(q, codes, groups);
+    }
+    __syncthreads();
+    return factor;
+}
+
+// The norm's factor of all products, where the codes were made without it.
+template <u32 R> __device__ __forceinline__ float late_factor(const Quantization& q, const Exchange<R>& exchange) {
+    return q.norm && !q.whole_row ? norm_factor(exchange.squares, q.columns, q.epsilon) : 1.0f;
+}
