@@ -12,7 +12,7 @@ enum Format : u32 {
     Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q4_K = 12, Q5_K = 13, Q6_K = 14, TERNARY = 35,
 };
 
-// Weights in tiles of 8 rows; README.md has the layout. 64 bytes.
+// Weights in tiles of 8 rows, filled up to a multiple of 8 tiles; README.md has the layout. 64 bytes.
 struct Matrix {
     const u8* codes;
     const u8* high;   // Q5_0, Q5_1, Q5_K, Q6_K; else NULL
@@ -123,7 +123,11 @@ const u32 TILE_ROWS = 8;         // rows of a tile
 const u32 HEAD_ROWS = 64;        // rows of a partial
 const u32 ATTENTION_HEADS = 4;   // query heads that a thread block of attention takes
 const u32 ATTENTION_THREADS = 256;
-const u32 PROJECT_WARPS = 12;    // the most warps that share the columns
+#ifndef PROJECT_WARPS_MOST
+#define PROJECT_WARPS_MOST 12
+#endif
+const u32 PROJECT_WARPS = PROJECT_WARPS_MOST; // the most warps that share the columns
+const u32 PROJECT_BLOCKS = 24 / PROJECT_WARPS; // thread blocks of as many that a multiprocessor has registers for
 const u32 FINISH_THREADS = 512;
 
 // The host's side of a launch, in C for the check program; src/backend/cuda has the same in Rust.
@@ -134,8 +138,8 @@ inline __host__ __device__ u32 project_threads(u32 columns) {
     u32 warps = (steps + each - 1) / each;
     return 32 * (warps < 4 ? 4 : warps);
 }
-// int8 codes and two floats a group. Above 40 KB the function's attribute for dynamic shared memory has to be raised.
-inline __host__ __device__ u32 activation_bytes(u32 columns) { return columns + columns / 32 * 8; }
+// int8 codes and two floats a group, in whole steps. Above 40 KB the function's attribute for dynamic shared memory has to be raised.
+inline __host__ __device__ u32 activation_bytes(u32 columns) { return (columns + 127) / 128 * 160; }
 // Splits of a sequence, at the most: with `lines` = kv_heads * parts about 128 thread blocks.
 inline __host__ __device__ u32 attention_splits(u32 lines) {
     u32 splits = 128 / lines;

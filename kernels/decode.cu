@@ -21,7 +21,7 @@ template <u32 FORMAT> __device__ __forceinline__ void embed_eight(const Matrix& 
 #pragma unroll
     for (u32 j = 0; j < 8; j += 2) {
         if (j / 2 != eight % 4) continue;
-        if constexpr (FORMAT == Q4_0 || FORMAT == Q5_0 || FORMAT == Q6_K || FORMAT == Q8_0)
+        if constexpr (FORMAT == Q6_K || FORMAT == Q8_0)
             words[0] = signed_word<FORMAT>(w, j), words[1] = signed_word<FORMAT>(w, j + 1);
         else
             words[0] = unsigned_word<FORMAT>(w, j), words[1] = unsigned_word<FORMAT>(w, j + 1);
@@ -30,7 +30,7 @@ template <u32 FORMAT> __device__ __forceinline__ void embed_eight(const Matrix& 
     for (u32 i = 0; i < 8; i++) {
         const u32 PLACES[8] = {0, 2, 4, 6, 1, 3, 5, 7}; // of columns in two dot words
         u32 byte = words[PLACES[i] / 4] >> (8 * (PLACES[i] % 4)) & 255;
-        float q = (float)(signed char)byte * gain(FORMAT), d = half_low(scale[0]);
+        float q = (float)(signed char)byte * gain(FORMAT) - middle(FORMAT), d = half_low(scale[0]);
         if constexpr (FORMAT == Q4_1 || FORMAT == Q5_1) {
             out[i] = __fadd_rn(__fmul_rn(d, q), half_high(scale[0]));
         } else if constexpr (FORMAT == Q4_K || FORMAT == Q5_K) {
@@ -39,7 +39,7 @@ template <u32 FORMAT> __device__ __forceinline__ void embed_eight(const Matrix& 
             int s = eight % 4 < 2 ? (signed char)scale[0] : (signed char)(scale[0] >> 8);
             out[i] = __fmul_rn(__fmul_rn(half_low(scale[1]), (float)s), q);
         } else if constexpr (FORMAT == TERNARY) {
-            out[i] = __fmul_rn(__fmul_rn(d, q - 1), m.scale);
+            out[i] = __fmul_rn(__fmul_rn(d, q), m.scale);
         } else {
             out[i] = __fmul_rn(d, q);
         }
@@ -65,71 +65,73 @@ extern "C" __global__ void __launch_bounds__(256) decode_embed(const State* stat
 
 // ---- projections ----
 
-template <u32 R, u32 DEPTH> __device__ __forceinline__ void project(const Project& p) {
-    extern __shared__ uint4 shared[];
-    __shared__ Exchange<R> exchange;
-    const u32 columns = p.matrix[0].columns;
+extern __shared__ uint4 shared[]; // activation_bytes(columns)
+
+// R tiles are a unit.
+template <u32 R> __device__ __forceinline__ u32 units_of(u32 rows) { return (rows + 8 * R - 1) / (8 * R); }
+
+// The units `unit`, `unit + stride`, ... of one matrix.
+template <u32 FORMAT, u32 R, u32 DEPTH>
+__device__ __forceinline__ void project_matrix(Exchange<R>& exchange, const Project& p, const Matrix& w, float* y,
+                                               u32 unit, u32 stride) {
     Lane l;
-    Steps steps(columns, l);
-    Activations x(shared, columns);
-    Quantization q = {p.x, p.norm, p.quantized, columns, false, p.epsilon};
-    for (u32 m = 0; m < p.matrices; m++) q.whole_row |= p.matrix[m].format == TERNARY;
-    u32 ring[RING_WORDS];
-    float factor = 1;
-    bool ready = false;
-    u32 units_before = 0, rows_before = 0, done = 0;
-    for (u32 m = 0; m < p.matrices; m++) {
-        const Matrix w = p.matrix[m];
-        u32 tiles = (w.rows + 7) / 8, units = (tiles + R - 1) / R;
-        // Units go round the blocks, those of all matrices in one row.
-        u32 unit = (blockIdx.x + gridDim.x - units_before % gridDim.x) % gridDim.x;
-        auto at = [&](u32 unit) -> Unit {
-            u32 tile = unit * R;
-            return {{tile, tile + R / 2}, tile < tiles ? min_u32(R, tiles - tile) : 0};
-        };
-        if (unit < units) {
-            Unit here = at(unit);
-#define FILL(F) fill_ring<F, R, DEPTH>(ring, w, w, here, steps, l)
-            FOR_FORMAT(w.format, FILL)
-#undef FILL
-            if (!ready) {
-                if (w.bias && threadIdx.x == 0) prefetch(w.bias + unit * (R * 8));
-                prefetch_norm(p.norm, columns);
-                pdl_wait();
-                factor = quantize_input(q, shared, exchange);
-                ready = true;
-            }
-        }
-        for (; unit < units; unit += gridDim.x, done++) {
-            u32 row = unit * (R * 8) + l.lane;
-            bool writes = l.warp == done % l.warps && l.lane < R * 8 && row < w.rows;
-            float* y = p.y + rows_before + row;
-            float bias = 0, before = 0;
-            if (writes && w.bias) bias = __ldg(w.bias + row);
-            if (writes && p.add) before = load1(y);
-            Unit here = at(unit), next = at(unit + gridDim.x);
-            float sums[R];
-#define RUN(F) run_unit<F, R, DEPTH>(ring, sums, w, w, here, next, steps, l, x)
-            FOR_FORMAT(w.format, RUN)
-#undef RUN
-            store_sums<R>(sums, exchange.sums[done % 2][l.warp], l);
-            float all = writes ? factor * late_factor(q, exchange) * w.scale : 0;
-            __syncthreads();
-            if (writes) *y = before + fmaf(row_sum(exchange, done % 2, l.lane, l.warps), all, bias);
-        }
-        units_before += units, rows_before += w.rows;
+    const u32 units = units_of<R>(w.rows);
+    Activations x(shared, w.columns);
+    Quantization q = {p.x, p.norm, p.quantized, w.columns, FORMAT == TERNARY, p.epsilon};
+    Stream<FORMAT, R, DEPTH, false> stream(w.columns, l);
+    stream.fill(w, w, unit, true, l);
+    if (w.bias && threadIdx.x == 0) prefetch(w.bias + unit * (R * 8));
+    prefetch_norm(p.norm, w.columns);
+    pdl_wait();
+    float factor = quantize_input(q, shared, exchange);
+    for (u32 done = 0, writer = 0; unit < units; unit += stride, done ^= 1, writer = writer + 1 < l.warps ? writer + 1 : 0) {
+        u32 row = unit * (R * 8) + l.lane;
+        bool writes = l.warp == writer && l.lane < R * 8 && row < w.rows;
+        float bias = 0, before = 0;
+        if (writes && w.bias) bias = __ldg(w.bias + row);
+        if (writes && p.add) before = load1(y + row);
+        float sums[R];
+        stream.run(sums, w, w, unit, unit + stride, unit + stride < units, l, x);
+        store_sums<R>(sums, exchange.sums[done][l.warp], l);
+        float all = writes ? factor * late_factor(q, exchange) * w.scale : 0;
+        __syncthreads();
+        if (writes) y[row] = before + fmaf(row_sum(exchange, done, l.lane, l.warps), all, bias);
     }
-    if (!ready) pdl_wait();
 }
 
-extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, 2) decode_project1(Project p) { project<1, 8>(p); }
-extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, 2) decode_project2(Project p) { project<2, 4>(p); }
-extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, 2) decode_project4(Project p) { project<4, 2>(p); }
+// The blocks are shared out among the matrices by their units; each has one block at least.
+template <u32 R, u32 DEPTH> __device__ __forceinline__ void project(const Project& p) {
+    __shared__ Exchange<R> exchange;
+    u32 total = 0, m = 0, first = 0, before = 0, rows = 0;
+    for (u32 i = 0; i < p.matrices; i++) total += units_of<R>(p.matrix[i].rows);
+    u32 end = gridDim.x; // of the blocks of matrix m
+    for (u32 i = 1, begin = 0; i < p.matrices; i++) {
+        before += units_of<R>(p.matrix[i - 1].rows);
+        u32 even = min_u32((u32)((u64)before * min_u32(gridDim.x, total) / total), gridDim.x - (p.matrices - i));
+        begin = max_u32(even, begin + 1);
+        if (blockIdx.x >= begin) {
+            m = i, first = begin, end = gridDim.x;
+        } else {
+            end = min_u32(end, begin);
+        }
+    }
+    for (u32 i = 0; i < m; i++) rows += p.matrix[i].rows;
+    const Matrix w = p.matrix[m];
+    u32 unit = blockIdx.x - first;
+    if (unit >= units_of<R>(w.rows)) return; // more blocks than units
+#define PROJECT(F) project_matrix<F, R, DEPTH>(exchange, p, w, p.y + rows, unit, end - first)
+    FOR_FORMAT(w.format, PROJECT)
+#undef PROJECT
+}
+
+extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, PROJECT_BLOCKS) decode_project1(Project p) { project<1, 8>(p); }
+extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, PROJECT_BLOCKS) decode_project2(Project p) { project<2, 4>(p); }
+extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, PROJECT_BLOCKS) decode_project4(Project p) { project<4, 2>(p); }
 
 // ---- gate and up ----
 
 __device__ __forceinline__ float activate(u32 activation, float gate, float up) {
-    if (activation == 0) return gate / (1.0f + __expf(-gate)) * up;
+    if (activation == 0) return __fdividef(gate, 1.0f + __expf(-gate)) * up;
     float positive = gate < 0 ? 0 : gate; // NaN stays.
     return positive * positive * up;
 }
@@ -147,70 +149,79 @@ __device__ __forceinline__ void store_group(const Quantized& out, u32 group, flo
     if (lane == 0) out.groups[group] = make_float2(scale, scale * (float)sum);
 }
 
-// Four tiles of each matrix, in two formats: one after the other, and nothing is on its way meanwhile.
-__device__ void run_mixed(u32 (&ring)[RING_WORDS], float* out, const GateUp& p, u32 unit, const Steps& steps, const Lane& l,
-                          const Activations& x) {
-    for (u32 half = 0; half < 2; half++) {
-        const Matrix w = half == 0 ? p.gate : p.up;
-        Unit here = {{unit * 4, unit * 4 + 2}, 4}, none = {{0, 0}, 0};
-        float sums[4];
-#define MIXED(F)                                        \
-    fill_ring<F, 4, 1>(ring, w, w, here, steps, l); \
-    run_unit<F, 4, 1>(ring, sums, w, w, here, none, steps, l, x)
-        FOR_FORMAT(w.format, MIXED)
-#undef MIXED
-        store_sums<4>(sums, out + half * 32, l);
-    }
-}
-
-extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, 2) decode_gate_up(GateUp p) {
-    extern __shared__ uint4 shared[];
-    __shared__ Exchange<8> exchange;
-    const u32 columns = p.gate.columns, units = p.gate.rows / 32;
-    Lane l;
-    Steps steps(columns, l);
-    Activations x(shared, columns);
-    bool mixed = p.gate.format != p.up.format, whole_row = p.gate.format == TERNARY || p.up.format == TERNARY;
-    Quantization q = {p.x, p.norm, {0, 0}, columns, whole_row, p.epsilon};
-    u32 ring[RING_WORDS];
-    auto at = [&](u32 unit) -> Unit { return {{unit * 4, unit * 4}, unit < units ? 8u : 0u}; };
-    u32 unit = blockIdx.x, done = 0;
-    if (!mixed) {
-        Unit here = at(unit);
-#define FILL(F) fill_ring<F, 8, 1>(ring, p.gate, p.up, here, steps, l)
-        FOR_FORMAT(p.gate.format, FILL)
-#undef FILL
-    }
-    prefetch_norm(p.norm, columns);
+// Four tiles of each matrix go together: 32 outputs. `products(unit, next, out)` puts a warp's share of their sums there.
+template <typename Fill, typename Products>
+__device__ __forceinline__ void gate_up_units(Exchange<8>& exchange, const GateUp& p, bool whole_row, const Lane& l,
+                                              Fill fill, Products products) {
+    const u32 count = p.gate.rows / 32;
+    Quantization q = {p.x, p.norm, {0, 0}, p.gate.columns, whole_row, p.epsilon};
+    u32 unit = blockIdx.x;
+    fill(unit, unit < count);
+    prefetch_norm(p.norm, q.columns);
     pdl_wait();
     float factor = quantize_input(q, shared, exchange);
-    for (; unit < units; unit += gridDim.x, done++) {
-        bool writes = l.warp == done % l.warps;
+    for (u32 done = 0, writer = 0; unit < count; unit += gridDim.x, done ^= 1, writer = writer + 1 < l.warps ? writer + 1 : 0) {
+        bool writes = l.warp == writer;
         float gate_bias = 0, up_bias = 0;
         if (writes && p.gate.bias) gate_bias = __ldg(p.gate.bias + unit * 32 + l.lane);
         if (writes && p.up.bias) up_bias = __ldg(p.up.bias + unit * 32 + l.lane);
-        float* out = exchange.sums[done % 2][l.warp];
-        if (mixed) {
-            run_mixed(ring, out, p, unit, steps, l, x);
-        } else {
-            Unit here = at(unit), next = at(unit + gridDim.x);
-            float sums[8];
-#define RUN(F) run_unit<F, 8, 1>(ring, sums, p.gate, p.up, here, next, steps, l, x)
-            FOR_FORMAT(p.gate.format, RUN)
-#undef RUN
-            store_sums<8>(sums, out, l);
-        }
+        products(unit, unit + gridDim.x, unit + gridDim.x < count, exchange.sums[done][l.warp]);
         float all = writes ? factor * late_factor(q, exchange) : 0;
         __syncthreads();
         if (writes) {
-            float gate = fmaf(row_sum(exchange, done % 2, l.lane, l.warps), all * p.gate.scale, gate_bias);
-            float up = fmaf(row_sum(exchange, done % 2, 32 + l.lane, l.warps), all * p.up.scale, up_bias);
+            float gate = fmaf(row_sum(exchange, done, l.lane, l.warps), all * p.gate.scale, gate_bias);
+            float up = fmaf(row_sum(exchange, done, 32 + l.lane, l.warps), all * p.up.scale, up_bias);
             float value = activate(p.activation, gate, up);
             if (p.activated)
                 p.activated[unit * 32 + l.lane] = value;
             else
                 store_group(p.quantized, unit, value, l.lane);
         }
+    }
+}
+
+template <u32 FORMAT> __device__ __forceinline__ void gate_up(Exchange<8>& exchange, const GateUp& p) {
+    Lane l;
+    Activations x(shared, p.gate.columns);
+    Stream<FORMAT, 8, 1, true> stream(p.gate.columns, l);
+    auto fill = [&](u32 unit, bool valid) { stream.fill(p.gate, p.up, unit, valid, l); };
+    auto products = [&](u32 unit, u32 next, bool next_valid, float* out) {
+        float sums[8];
+        stream.run(sums, p.gate, p.up, unit, next, next_valid, l, x);
+        store_sums<8>(sums, out, l);
+    };
+    gate_up_units(exchange, p, FORMAT == TERNARY, l, fill, products);
+}
+
+// Two formats: tile after tile, and nothing is on its way meanwhile. If one is ternary, both get its input.
+__device__ __forceinline__ void gate_up_mixed(Exchange<8>& exchange, const GateUp& p) {
+    Lane l;
+    Activations x(shared, p.gate.columns);
+    auto products = [&](u32 unit, u32, bool, float* out) {
+#pragma unroll 1
+        for (u32 i = 0; i < 8; i++) {
+            const Matrix w = i < 4 ? p.gate : p.up;
+            float sums[1];
+#define MIXED(F)                                            \
+    Stream<F, 1, 1, false> stream(w.columns, l);            \
+    stream.fill(w, w, unit * 4 + i % 4, true, l);           \
+    stream.run(sums, w, w, unit * 4 + i % 4, 0, false, l, x)
+            FOR_FORMAT(w.format, MIXED)
+#undef MIXED
+            store_sums<1>(sums, out + i * 8, l);
+        }
+    };
+    gate_up_units(exchange, p, p.gate.format == TERNARY || p.up.format == TERNARY, l, [](u32, bool) {}, products);
+}
+
+extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, PROJECT_BLOCKS) decode_gate_up(GateUp p) {
+    __shared__ Exchange<8> exchange;
+    if (p.gate.format == p.up.format) {
+#define GATE_UP(F) gate_up<F>(exchange, p)
+        FOR_FORMAT(p.gate.format, GATE_UP)
+#undef GATE_UP
+    } else {
+        gate_up_mixed(exchange, p);
     }
 }
 
@@ -227,56 +238,47 @@ __device__ __forceinline__ Partial partial_of(float low, float high, u32 first_r
     return out;
 }
 
-extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, 2) decode_head(Head p) {
-    extern __shared__ uint4 shared[];
-    __shared__ Exchange<8> exchange;
-    const u32 columns = p.matrix.columns, rows = p.matrix.rows, tiles = (rows + 7) / 8, units = (tiles + 7) / 8;
+template <u32 FORMAT> __device__ __forceinline__ void head(Exchange<8>& exchange, const Head& p) {
+    const Matrix& w = p.matrix;
     Lane l;
-    Steps steps(columns, l);
-    Activations x(shared, columns);
-    Quantization q = {p.x, p.norm, {0, 0}, columns, p.matrix.format == TERNARY, p.epsilon};
-    u32 ring[RING_WORDS];
-    auto at = [&](u32 unit) -> Unit {
-        u32 tile = unit * 8;
-        return {{tile, tile + 4}, tile < tiles ? min_u32(8, tiles - tile) : 0};
-    };
-    u32 unit = blockIdx.x, done = 0;
-    Unit here = at(unit);
-#define FILL(F) fill_ring<F, 8, 1>(ring, p.matrix, p.matrix, here, steps, l)
-    FOR_FORMAT(p.matrix.format, FILL)
-#undef FILL
-    prefetch_norm(p.norm, columns);
+    const u32 units = units_of<8>(w.rows);
+    Activations x(shared, w.columns);
+    Quantization q = {p.x, p.norm, {0, 0}, w.columns, FORMAT == TERNARY, p.epsilon};
+    Stream<FORMAT, 8, 1, false> stream(w.columns, l);
+    u32 unit = blockIdx.x;
+    stream.fill(w, w, unit, unit < units, l);
+    prefetch_norm(p.norm, w.columns);
     pdl_wait();
     float factor = quantize_input(q, shared, exchange);
-    for (; unit < units; unit += gridDim.x, done++) {
-        here = at(unit);
-        Unit next = at(unit + gridDim.x);
+    for (u32 done = 0, writer = 0; unit < units; unit += gridDim.x, done ^= 1, writer = writer + 1 < l.warps ? writer + 1 : 0) {
         float sums[8];
-#define RUN(F) run_unit<F, 8, 1>(ring, sums, p.matrix, p.matrix, here, next, steps, l, x)
-        FOR_FORMAT(p.matrix.format, RUN)
-#undef RUN
-        store_sums<8>(sums, exchange.sums[done % 2][l.warp], l);
-        bool writes = l.warp == done % l.warps;
-        float all = writes ? factor * late_factor(q, exchange) * p.matrix.scale : 0;
+        stream.run(sums, w, w, unit, unit + gridDim.x, unit + gridDim.x < units, l, x);
+        store_sums<8>(sums, exchange.sums[done][l.warp], l);
+        bool writes = l.warp == writer;
+        float all = writes ? factor * late_factor(q, exchange) * w.scale : 0;
         __syncthreads();
-        if (writes) {
-            u32 row = unit * HEAD_ROWS + l.lane;
-            const float NONE = __uint_as_float(0xff800000);
-            float low = NONE, high = NONE;
-            bool bad = false;
-            if (row < rows) {
-                low = row_sum(exchange, done % 2, l.lane, l.warps) * all + (p.matrix.bias ? __ldg(p.matrix.bias + row) : 0);
-                p.logits[row] = low, bad = magnitude(low) >= INFINITE;
-            }
-            if (row + 32 < rows) {
-                high = row_sum(exchange, done % 2, 32 + l.lane, l.warps) * all +
-                       (p.matrix.bias ? __ldg(p.matrix.bias + row + 32) : 0);
-                p.logits[row + 32] = high, bad |= magnitude(high) >= INFINITE;
-            }
-            Partial partial = partial_of(low, high, unit * HEAD_ROWS, l.lane, bad);
-            if (l.lane == 0) *(uint4*)(p.partials + unit) = *(uint4*)&partial;
+        if (!writes) continue;
+        float logit[2];
+        bool bad = false;
+#pragma unroll
+        for (u32 i = 0; i < 2; i++) {
+            u32 in_unit = i * 32 + l.lane, row = unit * HEAD_ROWS + in_unit;
+            logit[i] = __uint_as_float(0xff800000); // minus infinity
+            if (row >= w.rows) continue;
+            logit[i] = row_sum(exchange, done, in_unit, l.warps) * all + (w.bias ? __ldg(w.bias + row) : 0);
+            p.logits[row] = logit[i];
+            bad |= magnitude(logit[i]) >= INFINITE;
         }
+        Partial partial = partial_of(logit[0], logit[1], unit * HEAD_ROWS, l.lane, bad);
+        if (l.lane == 0) *(uint4*)(p.partials + unit) = *(uint4*)&partial;
     }
+}
+
+extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, PROJECT_BLOCKS) decode_head(Head p) {
+    __shared__ Exchange<8> exchange;
+#define HEAD(F) head<F>(exchange, p)
+    FOR_FORMAT(p.matrix.format, HEAD)
+#undef HEAD
 }
 
 // ---- the end ----

@@ -9,7 +9,7 @@
 #pragma once
 #include "tiles.cuh"
 
-const u32 RING_WORDS = 48;
+const u32 RING_WORDS = 40;
 
 // Groups in a ring: as many as its words can hold, a power of two.
 __host__ __device__ constexpr u32 ring_groups(u32 format, u32 most) {
@@ -25,114 +25,109 @@ struct Lane {
         : warp(threadIdx.x / 32), warps(blockDim.x / 32), lane(threadIdx.x % 32), row(lane / 4), kc(lane % 4) {}
 };
 
-// A vector in shared memory. `factor` is to be multiplied with every product.
+// A vector in shared memory, filled up with zeros to whole steps.
 struct Activations {
-    const u8* codes;      // (columns), dot words in order
-    const float2* groups; // (columns / 32)
+    u32 codes;  // (steps * 128): dot words in order
+    u32 groups; // (steps * 4): scale, scale * sum
 
     __device__ __forceinline__ Activations(const void* shared, u32 columns)
-        : codes((const u8*)shared), groups((const float2*)((const u8*)shared + columns)) {}
+        : codes((u32)__cvta_generic_to_shared(shared)), groups(codes + (columns + 127) / 128 * 128) {}
 
-    __device__ __forceinline__ Input read(u32 group, u32 count) const {
+    __device__ __forceinline__ Input read(u32 group) const {
         Input in;
-        uint4 a = make_uint4(0, 0, 0, 0), b = a;
-        float2 scale = make_float2(0, 0);
-        if (group < count) {
-            const uint4* words = (const uint4*)(codes + group * 32);
-            a = words[0], b = words[1], scale = groups[group];
-        }
-        in.x[0] = a.x, in.x[1] = a.y, in.x[2] = a.z, in.x[3] = a.w;
-        in.x[4] = b.x, in.x[5] = b.y, in.x[6] = b.z, in.x[7] = b.w;
-        in.scale = scale.x, in.sum = scale.y;
+        u32 at = codes + group * 32;
+        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(in.x[0]), "=r"(in.x[1]), "=r"(in.x[2]), "=r"(in.x[3]) : "r"(at));
+        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(in.x[4]), "=r"(in.x[5]), "=r"(in.x[6]), "=r"(in.x[7]) : "r"(at + 16));
+        asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(in.scale), "=f"(in.sum) : "r"(groups + group * 8));
         return in;
     }
 };
 
-// A unit: R tiles, the first half of them from `tile[0]` of one matrix, the others from `tile[1]` of the other. The first
-// `count` are there.
-struct Unit {
-    u32 tile[2], count;
-};
+// A warp's way through the weights, unit by unit. Its pieces are groups, in the order of turns (DEPTH of the warp's steps),
+// steps, tiles. PAIRED: the second half of a unit's tiles are those of a second matrix, else a unit is R tiles of the first.
+template <u32 FORMAT, u32 R, u32 DEPTH, bool PAIRED> struct Stream {
+    static const u32 RING = ring_groups(FORMAT, R * DEPTH);
+    static const u32 WORDS = group_words(FORMAT);
+    static const bool TAILS = FORMAT != Q4_K && FORMAT != Q5_K && FORMAT != Q6_K && FORMAT != TERNARY;
+    u32 ring[RING * WORDS];
+    u32 groups;      // of a row
+    u32 mine;        // steps of this warp
+    u32 full;        // whole steps of a row
+    u32 in_tail;     // the lane's place in the step after them
+    Place at, begin; // of the last piece that was asked for, and of its step
+    bool there;
 
-// The steps of a warp, and where its lanes find a group.
-struct Steps {
-    u32 groups, full, tail, mine; // groups of a row, whole steps of it, groups behind them; steps of this warp
-
-    __device__ __forceinline__ Steps(u32 columns, const Lane& l) {
-        groups = columns / 32, full = groups / 4, tail = groups % 4;
-        u32 steps = (groups + 3) / 4;
-        mine = steps > l.warp ? (steps - l.warp - 1) / l.warps + 1 : 0;
+    __device__ __forceinline__ Stream(u32 columns, const Lane& l) {
+        groups = columns / 32, full = groups / 4;
+        u32 steps = (groups + 3) / 4, each = (steps + PROJECT_WARPS - 1) / PROJECT_WARPS;
+        mine = l.warp + (each - 1) * l.warps < steps ? each : each - 1;
+        // Lanes without a group read another one's; their activations are zero.
+        u32 tail = groups % 4;
+        in_tail = TAILS && tail ? l.row * tail + min_u32(l.kc, tail - 1) : 0;
     }
 
-    // In the last step lanes without a group read another one's; their activations are zero.
-    template <u32 FORMAT> __device__ __forceinline__ Place place(u32 tile, u32 step, const Lane& l) const {
-        u32 in_step = step < full ? l.lane : l.row * tail + min_u32(l.kc, tail - 1);
-        Place at;
-        at.group = tile * (groups * 8) + step * 32 + in_step;
-        at.super = tile * groups + (step >> 1) * 8 + l.row;
-        return at;
+    // Asks for piece `i` of a turn.
+    __device__ __forceinline__ void load(const Matrix& first, const Matrix& second, u32 unit, bool valid, u32 turn, u32 i,
+                                         const Lane& l) {
+        const u32 r = i % R;
+        if (r == 0) {
+            u32 k = turn * DEPTH + i / R, step = l.warp + k * l.warps, tile = unit * (PAIRED ? R / 2 : R);
+            there = valid && (DEPTH == 1 || k < mine);
+            begin.group = tile * (groups * 8) + step * 32 + (!TAILS || step < full ? l.lane : in_tail);
+            begin.super = tile * groups + (step >> 1) * 8 + l.row;
+            at = begin;
+        } else if (PAIRED && r == R / 2) {
+            at = begin;
+        } else {
+            at.group += groups * 8, at.super += groups;
+        }
+        if (there) load_group<FORMAT>(ring + i % RING * WORDS, PAIRED && r >= R / 2 ? second : first, at);
     }
-};
 
-// Loads piece `i` of a turn into its slot of the ring. A turn is R tiles of DEPTH steps.
-template <u32 FORMAT, u32 R, u32 DEPTH>
-__device__ __forceinline__ void load_piece(u32 (&ring)[RING_WORDS], const Matrix& first, const Matrix& second,
-                                           const Unit& unit, const Steps& steps, const Lane& l, u32 turn, u32 i) {
-    constexpr u32 RING = ring_groups(FORMAT, R * DEPTH);
-    u32 r = i % R, k = turn * DEPTH + i / R;
-    if (r < unit.count && k < steps.mine) {
-        bool other = R > 1 && r >= R / 2;
-        u32 tile = other ? unit.tile[1] + (r - R / 2) : unit.tile[0] + r;
-        Place at = steps.place<FORMAT>(tile, l.warp + k * l.warps, l);
-        load_group<FORMAT>(ring + i % RING * group_words(FORMAT), other ? second : first, at);
+    // The first loads.
+    __device__ __forceinline__ void fill(const Matrix& first, const Matrix& second, u32 unit, bool valid, const Lane& l) {
+#pragma unroll
+        for (u32 i = 0; i < RING; i++) load(first, second, unit, valid && mine > 0, 0, i, l);
     }
-}
 
-// The first loads: what the ring holds.
-template <u32 FORMAT, u32 R, u32 DEPTH>
-__device__ __forceinline__ void fill_ring(u32 (&ring)[RING_WORDS], const Matrix& first, const Matrix& second,
-                                          const Unit& unit, const Steps& steps, const Lane& l) {
+    // This warp's share of the unit's rows, in `sums`; the loads go on to unit `next`, if that is valid.
+    __device__ __forceinline__ void run(float (&sums)[R], const Matrix& first, const Matrix& second, u32 unit, u32 next,
+                                        bool next_valid, const Lane& l, const Activations& x) {
 #pragma unroll
-    for (u32 i = 0; i < ring_groups(FORMAT, R * DEPTH); i++)
-        load_piece<FORMAT, R, DEPTH>(ring, first, second, unit, steps, l, 0, i);
-}
-
-// This warp's share of the unit's rows, in `sums`; the ring goes on to `next`.
-template <u32 FORMAT, u32 R, u32 DEPTH>
-__device__ __forceinline__ void run_unit(u32 (&ring)[RING_WORDS], float (&sums)[R], const Matrix& first,
-                                         const Matrix& second, const Unit& unit, const Unit& next, const Steps& steps,
-                                         const Lane& l, const Activations& x) {
-    constexpr u32 RING = ring_groups(FORMAT, R * DEPTH);
+        for (u32 r = 0; r < R; r++) sums[r] = 0;
+        u32 turns = (mine + DEPTH - 1) / DEPTH;
+        for (u32 turn = 0; turn < turns; turn++) {
+            bool last = turn + 1 == turns;
+            u32 after = last ? next : unit, after_turn = last ? 0 : turn + 1;
+            bool valid = !last || next_valid;
 #pragma unroll
-    for (u32 r = 0; r < R; r++) sums[r] = 0;
-    u32 turns = (steps.mine + DEPTH - 1) / DEPTH;
-    for (u32 turn = 0; turn < turns; turn++) {
-        bool last = turn + 1 == turns;
-        Unit after = last ? next : unit;
-        u32 after_turn = last ? 0 : turn + 1;
+            for (u32 j = 0; j < DEPTH; j++) {
+                u32 k = turn * DEPTH + j, step = l.warp + k * l.warps;
+                bool here = DEPTH == 1 || k < mine;
+                Input in;
+                if (here) in = x.read(step * 4 + l.kc);
 #pragma unroll
-        for (u32 j = 0; j < DEPTH; j++) {
-            u32 k = turn * DEPTH + j, step = l.warp + k * l.warps;
-            bool there = DEPTH == 1 || k < steps.mine;
-            Input in;
-            if (there) in = x.read(step * 4 + l.kc, steps.groups);
-#pragma unroll
-            for (u32 r = 0; r < R; r++) {
-                u32 i = j * R + r;
-                const u32* w = ring + i % RING * group_words(FORMAT);
-                if (there) sums[r] = add_group<FORMAT>(w, in, l.kc, step, sums[r]);
-                if (i + RING < R * DEPTH)
-                    load_piece<FORMAT, R, DEPTH>(ring, first, second, unit, steps, l, turn, i + RING);
-                else
-                    load_piece<FORMAT, R, DEPTH>(ring, first, second, after, steps, l, after_turn, i + RING - R * DEPTH);
+                for (u32 r = 0; r < R; r++) {
+                    const u32 i = j * R + r;
+                    if (here) sums[r] = add_group<FORMAT>(ring + i % RING * WORDS, in, l.kc, step, sums[r]);
+                    if (i + RING < R * DEPTH)
+                        load(first, second, unit, true, turn, i + RING, l);
+                    else
+                        load(first, second, after, valid, after_turn, i + RING - R * DEPTH, l);
+                }
             }
         }
-    }
 #pragma unroll
-    for (u32 r = 0; r < R; r++) sums[r] *= gain(FORMAT);
-}
+        for (u32 r = 0; r < R; r++) sums[r] *= gain(FORMAT);
+    }
+};
 
-// Applies `F<format>` to a format that is known at run time only.
+// Applies CALL to a format that is known at run time only.
+#ifdef ONLY_FORMAT // for reading one format's instructions
+#define FOR_FORMAT(format, CALL) { CALL(ONLY_FORMAT); }
+#else
 #define FOR_FORMAT(format, CALL)                     \
     switch (format) {                                \
         case Q4_0: { CALL(Q4_0); } break;            \
@@ -145,6 +140,7 @@ __device__ __forceinline__ void run_unit(u32 (&ring)[RING_WORDS], float (&sums)[
         case Q6_K: { CALL(Q6_K); } break;            \
         default: { CALL(TERNARY); } break;           \
     }
+#endif
 
 // What warps tell one another.
 template <u32 R> struct Exchange {
@@ -182,8 +178,10 @@ template <u32 R> __device__ __forceinline__ void store_sums(float (&sums)[R], fl
 
 // The sum over the warps of the unit's row `index`.
 template <u32 R> __device__ __forceinline__ float row_sum(const Exchange<R>& exchange, u32 buffer, u32 index, u32 warps) {
-    float sum = exchange.sums[buffer][0][index];
-    for (u32 w = 1; w < warps; w++) sum += exchange.sums[buffer][w][index];
+    float sum = 0;
+#pragma unroll
+    for (u32 w = 0; w < PROJECT_WARPS; w++)
+        if (w < warps) sum += exchange.sums[buffer][w][index];
     return sum;
 }
 
@@ -195,7 +193,7 @@ struct Quantization {
     const float* norm; // (columns) or NULL
     Quantized quantized;
     u32 columns;
-    bool whole_row; // one scale for all: what ternary weights are trained for
+    bool whole_row; // one scale for all values: what ternary weights are trained for
     float epsilon;
 };
 
@@ -208,8 +206,7 @@ __device__ __forceinline__ u32 quantize4(float4 v, float inverse) {
 }
 
 // The lane's four values of a group of eight lanes, quantized, into shared memory. All lanes of the warp are here.
-__device__ __forceinline__ void store_chunk(u8* codes, float2* groups, u32 chunk, bool there, float4 v, float inverse,
-                                            float scale) {
+__device__ __forceinline__ void store_chunk(u8* codes, float2* groups, u32 chunk, float4 v, float inverse, float scale) {
     u32 bytes = quantize4(v, inverse);
     int sum = dot_signed(bytes, 0x01010101, 0);
     u32 other = shuffle_xor(bytes, 1);
@@ -218,10 +215,8 @@ __device__ __forceinline__ void store_chunk(u8* codes, float2* groups, u32 chunk
     sum += shuffle_xor(sum, 4);
     // An even chunk has columns 0-3 of 8, the next one 4-7; their dot words are 0, 4, 1, 5 and 2, 6, 3, 7.
     u32 word = __byte_perm(bytes, other, (chunk & 1) ? 0x3726 : 0x5140);
-    if (there) {
-        ((u32*)codes)[chunk] = word;
-        if (chunk % 8 == 0) groups[chunk / 8] = make_float2(scale, scale * (float)sum);
-    }
+    ((u32*)codes)[chunk] = word;
+    if (chunk % 8 == 0) groups[chunk / 8] = make_float2(scale, scale * (float)sum);
 }
 
 __device__ __forceinline__ u32 largest_of(float4 v) {
@@ -248,11 +243,14 @@ __device__ __forceinline__ void prefetch_norm(const float* norm, u32 columns) {
         for (u32 i = threadIdx.x * 32; i < columns; i += blockDim.x * 32) prefetch(norm + i);
 }
 
+// Chunks of a vector that is filled up to whole steps: a warp takes a step.
+__device__ __forceinline__ u32 padded_chunks(u32 columns) { return (columns + 127) / 128 * 32; }
+
 // One scale a group: RMSNorm's own factor comes in at the end, so one pass is enough.
 __device__ __forceinline__ void quantize_groups(const Quantization& q, u8* codes, float2* groups, float* squares_out) {
-    u32 chunks = q.columns / 4, lane = threadIdx.x % 32;
+    u32 chunks = q.columns / 4, padded = padded_chunks(q.columns);
     float squares = 0;
-    for (u32 from = threadIdx.x; from - lane < chunks; from += CHUNKS * blockDim.x) {
+    for (u32 from = threadIdx.x; from < padded; from += CHUNKS * blockDim.x) {
         float4 v[CHUNKS];
 #pragma unroll
         for (u32 u = 0; u < CHUNKS; u++) {
@@ -262,30 +260,32 @@ __device__ __forceinline__ void quantize_groups(const Quantization& q, u8* codes
 #pragma unroll
         for (u32 u = 0; u < CHUNKS; u++) {
             u32 chunk = from + u * blockDim.x;
-            bool there = chunk < chunks;
-            if (chunk - lane >= chunks) break;
-            float4 w = weighted(v[u], q.norm, chunk, there, squares);
+            if (chunk >= padded) break;
+            float4 w = weighted(v[u], q.norm, chunk, chunk < chunks, squares);
             u32 largest = largest_of(w);
             largest = max_u32(largest, shuffle_xor(largest, 1));
             largest = max_u32(largest, shuffle_xor(largest, 2));
             largest = max_u32(largest, shuffle_xor(largest, 4));
             float max = __uint_as_float(largest < INFINITE ? largest : 0x7fffffff); // NaN reaches the logits.
             bool zero = max <= 1e-36f; // Its inverse would overflow.
-            store_chunk(codes, groups, chunk, there, w, zero ? 0 : 127.0f * reciprocal_approx(max),
+            store_chunk(codes, groups, chunk, w, zero ? 0 : 127.0f * reciprocal_approx(max),
                         zero ? 0 : max * (1.0f / 127));
         }
     }
     if (q.norm) {
         squares = warp_sum(squares);
-        if (lane == 0) squares_out[threadIdx.x / 32] = squares;
+        if (threadIdx.x % 32 == 0) squares_out[threadIdx.x / 32] = squares;
     }
 }
 
 // 1 / sqrt(mean square + epsilon), from the warps' sums of squares.
 __device__ __forceinline__ float norm_factor(const float* squares, u32 columns, float epsilon) {
-    float sum = squares[0];
-    for (u32 w = 1; w < blockDim.x / 32; w++) sum += squares[w];
-    return 1.0f / sqrtf(sum / (float)columns + epsilon);
+    float sum = 0;
+#pragma unroll
+    for (u32 w = 0; w < PROJECT_WARPS; w++)
+        if (w < blockDim.x / 32) sum += squares[w];
+    float x = __fdividef(sum, (float)columns) + epsilon, y = rsqrtf(x);
+    return y * fmaf(-0.5f * x * y, y, 1.5f); // One step of Newton's makes it as good as a division.
 }
 
 // One scale for the row: first its largest value, then the codes. Groups have the scale 1, the row's is the factor.
@@ -293,7 +293,7 @@ template <u32 R>
 __device__ __forceinline__ float quantize_row(const Quantization& q, u8* codes, float2* groups, Exchange<R>& exchange) {
     u32 chunks = q.columns / 4, lane = threadIdx.x % 32;
     float squares = 0;
-    u32 largest = 0;
+    u32 largest = 0; // of the bits
     for (u32 chunk = threadIdx.x; chunk < chunks; chunk += blockDim.x)
         largest = max_u32(largest, largest_of(weighted(load4(q.x + 4 * chunk), q.norm, chunk, true, squares)));
     squares = warp_sum(squares);
@@ -305,26 +305,28 @@ __device__ __forceinline__ float quantize_row(const Quantization& q, u8* codes, 
     float max = __uint_as_float(largest < INFINITE ? largest : 0x7fffffff) * factor;
     max = max < 1e-5f ? 1e-5f : max; // As BitNet b1.58 defines it; NaN stays.
     float inverse = 127.0f / max * factor;
-    for (u32 chunk = threadIdx.x; chunk - lane < chunks; chunk += blockDim.x) {
+    for (u32 chunk = threadIdx.x; chunk < padded_chunks(q.columns); chunk += blockDim.x) {
         bool there = chunk < chunks;
         float4 v = there ? load4(q.x + 4 * chunk) : make_float4(0, 0, 0, 0);
-        store_chunk(codes, groups, chunk, there, weighted(v, q.norm, chunk, there, squares), inverse, 1.0f);
+        store_chunk(codes, groups, chunk, weighted(v, q.norm, chunk, there, squares), inverse, 1.0f);
     }
     return max / 127.0f;
 }
 
 // Copies what an earlier kernel has quantized.
 __device__ __forceinline__ void copy_quantized(const Quantization& q, u8* codes, float2* groups) {
-    u32 words = q.columns / 16;
-    for (u32 i = threadIdx.x; i < words; i += blockDim.x) ((uint4*)codes)[i] = load_u32x4(q.quantized.codes + 16 * i);
-    for (u32 i = threadIdx.x; i < q.columns / 32; i += blockDim.x) groups[i] = load2(q.quantized.groups + i);
+    u32 padded = (q.columns + 127) / 128 * 128;
+    for (u32 i = threadIdx.x; i < padded / 16; i += blockDim.x)
+        ((uint4*)codes)[i] = 16 * i < q.columns ? load_u32x4(q.quantized.codes + 16 * i) : make_uint4(0, 0, 0, 0);
+    for (u32 i = threadIdx.x; i < padded / 32; i += blockDim.x)
+        groups[i] = 32 * i < q.columns ? load2(q.quantized.groups + i) : make_float2(0, 0);
 }
 
 // The vector into shared memory; ends with a barrier. Returns a factor of all products, but for the norm's (below).
 template <u32 R>
-__device__ __forceinline__ float quantize_input(const Quantization& q, void* shared, Exchange<R>& exchange) {
+__device__ __forceinline__ float quantize_input(const Quantization& q, uint4* shared, Exchange<R>& exchange) {
     u8* codes = (u8*)shared;
-    float2* groups = (float2*)(codes + q.columns);
+    float2* groups = (float2*)(codes + (q.columns + 127) / 128 * 128);
     float factor = 1.0f;
     if (q.whole_row) {
         factor = quantize_row(q, codes, groups, exchange);
@@ -338,6 +340,7 @@ __device__ __forceinline__ float quantize_input(const Quantization& q, void* sha
 }
 
 // The norm's factor of all products, where the codes were made without it.
-template <u32 R> __device__ __forceinline__ float late_factor(const Quantization& q, const Exchange<R>& exchange) {
+template <u32 R>
+__device__ __forceinline__ float late_factor(const Quantization& q, const Exchange<R>& exchange) {
     return q.norm && !q.whole_row ? norm_factor(exchange.squares, q.columns, q.epsilon) : 1.0f;
 }

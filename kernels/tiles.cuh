@@ -16,7 +16,7 @@ __host__ __device__ constexpr u32 group_words(u32 format) {
 }
 // The products below come out this much too large: a power of two, taken off at the end of a row.
 __host__ __device__ constexpr float gain(u32 format) {
-    return format == Q4_0 ? 1.0f / 16 : format == Q5_0 ? 1.0f / 8 : format == Q6_K ? 1.0f / 4 : 1.0f;
+    return format == Q6_K ? 1.0f / 4 : 1.0f;
 }
 
 // Where a group's parts are: `group` of those of the matrix in the planes with an entry a group, `super` of those with an
@@ -61,26 +61,31 @@ __device__ __forceinline__ float to_float(int sum) { return __int_as_float(sum) 
 // A float from six bits.
 __device__ __forceinline__ float six_bits(u32 bits) { return __uint_as_float((bits & 63) | 0x4b000000) - 8388608.0f; }
 
-// Dot word j as signed bytes: (q - middle) / gain. The upper bits of a byte are the code's, flipping the highest one
-// takes the middle off.
+// (a & mask) ^ flip, in one instruction.
+__device__ __forceinline__ u32 and_xor(u32 a, u32 mask, u32 flip) {
+    u32 out;
+    asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(out) : "r"(a), "r"(mask), "r"(flip));
+    return out;
+}
+
+// Dot word j as signed bytes. Q6_K: 4 (q - 32): the upper bits of a byte are the code's, flipping the highest one takes
+// the middle off.
 template <u32 FORMAT> __device__ __forceinline__ u32 signed_word(const u32* w, u32 j) {
     if constexpr (FORMAT == Q8_0) return w[j];
-    u32 codes = w[j / 2];
-    if constexpr (FORMAT == Q4_0) return (((j & 1) ? codes : codes << 4) & 0xf0f0f0f0) ^ 0x80808080;
-    if constexpr (FORMAT == Q5_0) {
-        u32 low = (((j & 1) ? codes >> 1 : codes << 3) & 0x78787878) ^ 0x80808080;
-        return ((w[4] << (7 - j)) & 0x80808080) ^ low;
-    }
-    u32 low = (((j & 1) ? codes >> 2 : codes << 2) & 0x3c3c3c3c) ^ 0x80808080; // Q6_K
-    return ((w[4 + j / 4] << (6 - 2 * (j & 3))) & 0xc0c0c0c0) ^ low;
+    u32 low = and_xor((j & 1) ? w[j / 2] >> 2 : w[j / 2] << 2, 0x3c3c3c3c, 0x80808080);
+    return and_xor(w[4 + j / 4] << (6 - 2 * (j & 3)), 0xc0c0c0c0, low);
 }
 // Dot word j as unsigned codes.
 template <u32 FORMAT> __device__ __forceinline__ u32 unsigned_word(const u32* w, u32 j) {
     if constexpr (FORMAT == TERNARY) return (w[j / 4] >> (2 * (j & 3))) & 0x03030303;
     u32 low = ((j & 1) ? w[j / 2] >> 4 : w[j / 2]) & 0x0f0f0f0f;
-    if constexpr (FORMAT == Q5_1 || FORMAT == Q5_K)
+    if constexpr (FORMAT == Q5_0 || FORMAT == Q5_1 || FORMAT == Q5_K)
         return ((j < 4 ? w[4] << (4 - j) : w[4] >> (j - 4)) & 0x10101010) | low;
     return low;
+}
+// What unsigned codes have too much.
+__host__ __device__ constexpr float middle(u32 format) {
+    return format == Q4_0 ? 8.0f : format == Q5_0 ? 16.0f : format == TERNARY ? 1.0f : 0.0f;
 }
 
 // The group's scale and minimum (what is taken away, times the sum) of Q4_K and Q5_K.
@@ -103,7 +108,7 @@ template <u32 FORMAT> __device__ __forceinline__ float add_group(const u32* w, c
         }
         int scaled = a * (int)(signed char)scale[0] + b * (int)(signed char)(scale[0] >> 8);
         return fmaf(half_low(scale[1]) * in.scale, (float)scaled, sum);
-    } else if constexpr (FORMAT == Q4_0 || FORMAT == Q5_0 || FORMAT == Q8_0) {
+    } else if constexpr (FORMAT == Q8_0) {
         int a = INTEGER_BITS, b = 0;
 #pragma unroll
         for (u32 j = 0; j < 8; j += 2) {
@@ -119,8 +124,8 @@ template <u32 FORMAT> __device__ __forceinline__ float add_group(const u32* w, c
             b = dot_unsigned(unsigned_word<FORMAT>(w, j + 1), in.x[j + 1], b);
         }
         float dot = to_float(a + b);
-        if constexpr (FORMAT == TERNARY) {
-            return fmaf(half_low(scale[0]), fmaf(dot, in.scale, -in.sum), sum);
+        if constexpr (FORMAT == Q4_0 || FORMAT == Q5_0 || FORMAT == TERNARY) {
+            return fmaf(half_low(scale[0]), fmaf(dot, in.scale, -middle(FORMAT) * in.sum), sum);
         } else if constexpr (FORMAT == Q4_1 || FORMAT == Q5_1) {
             return fmaf(half_high(scale[0]), in.sum, fmaf(half_low(scale[0]) * in.scale, dot, sum));
         } else {

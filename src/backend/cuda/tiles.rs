@@ -8,6 +8,8 @@ use crate::{Error, Result};
 
 /// Rows of a tile.
 pub const ROWS: usize = 8;
+/// A matrix is filled up to this many rows: kernels take up to 8 tiles at once.
+pub const ROWS_MULTIPLE: usize = 64;
 /// Columns of a group.
 const GROUP: usize = 32;
 /// Groups of a step; the last step of a row may have fewer.
@@ -104,22 +106,25 @@ impl Tiling {
         }
     }
 
-    /// Bytes of `rows` rows, the last tile filled up.
+    /// Bytes of a matrix of `rows` rows, filled up to whole [`ROWS_MULTIPLE`]s.
     pub fn layout(&self, rows: usize) -> Result<Layout> {
         let too_large = || Error::Unsupported(format!("{rows} rows of {} values: too many", self.columns));
-        self.tile().times(rows.div_ceil(ROWS)).ok_or_else(too_large)
+        let tiles = rows.div_ceil(ROWS_MULTIPLE).checked_mul(ROWS_MULTIPLE / ROWS);
+        tiles.and_then(|tiles| self.tile().times(tiles)).ok_or_else(too_large)
     }
 
-    /// Writes the tiles of these rows (whole rows; 8 make a tile, and what the last one lacks is zeros).
+    /// Writes the tiles of these rows (whole rows; 8 make a tile). What the rows do not fill of the planes' tiles is zeros.
     pub fn repack(&self, rows: &[u8], planes: &mut Planes<'_>) {
         let row_bytes = self.columns / self.source.block_len() * self.source.block_bytes();
         assert!(rows.len() % row_bytes == 0, "not whole rows");
         let tile = self.tile();
-        let tiles = rows.chunks(ROWS * row_bytes).enumerate();
-        let expected = tile.times(tiles.len()).expect("as much as the planes have");
+        let tiles = planes.codes.len() / tile.codes;
+        let expected = tile.times(tiles).expect("as much as the planes have");
         let found = [planes.codes.len(), planes.high.len(), planes.scales.len(), planes.supers.len()];
         assert_eq!(found, [expected.codes, expected.high, expected.scales, expected.supers], "planes of other tiles");
-        for (index, rows) in tiles {
+        assert!(rows.len() <= tiles * ROWS * row_bytes, "more rows than the planes have");
+        for index in 0..tiles {
+            let rows = rows.get(index * ROWS * row_bytes..).unwrap_or_default();
             let mut planes = Planes {
                 codes: &mut planes.codes[index * tile.codes..][..tile.codes],
                 high: &mut planes.high[index * tile.high..][..tile.high],
@@ -345,7 +350,11 @@ mod tests {
 
     impl Reader {
         fn new(tiling: Tiling, rows: &[u8], count: usize) -> Self {
-            let Layout { codes, high, scales, supers } = tiling.layout(count).unwrap();
+            Self::of(tiling, rows, tiling.layout(count).unwrap())
+        }
+
+        fn of(tiling: Tiling, rows: &[u8], layout: Layout) -> Self {
+            let Layout { codes, high, scales, supers } = layout;
             let mut planes = [codes, high, scales, supers].map(|len| vec![0xA5; len]);
             let [codes, high, scales, supers] = &mut planes;
             tiling.repack(rows, &mut Planes { codes, high, scales, supers });
@@ -456,7 +465,7 @@ mod tests {
                     // The signs of zeros do not matter: a sum has them all.
                     assert!(found == *expected, "{} {rows} x {columns}, {i}: {found} {expected}", format.name());
                 }
-                for i in rows * columns..rows.next_multiple_of(8) * columns {
+                for i in rows * columns..rows.next_multiple_of(64) * columns {
                     assert_eq!(reader.value(i / columns, i % columns), 0.0, "{} {i}", format.name());
                 }
             }
@@ -492,7 +501,8 @@ mod tests {
             let tiling = Tiling::new(format, columns, false).unwrap();
             let whole = Reader::new(tiling, &bytes, 20).planes;
             let (first, second) = bytes.split_at(bytes.len() / 20 * 8);
-            let (first, second) = (Reader::new(tiling, first, 8).planes, Reader::new(tiling, second, 12).planes);
+            let part = |rows, tiles| Reader::of(tiling, rows, tiling.tile().times(tiles).unwrap()).planes;
+            let (first, second) = (part(first, 1), part(second, 7));
             for plane in 0..4 {
                 assert_eq!([first[plane].clone(), second[plane].clone()].concat(), whole[plane], "{}", format.name());
             }
@@ -531,7 +541,7 @@ mod tests {
     #[should_panic(expected = "planes of other tiles")]
     fn planes_of_another_size_panic() {
         let tiling = Tiling::new(Format::Q4_0, 32, false).unwrap();
-        let planes = &mut Planes { codes: &mut [0; 8], high: &mut [], scales: &mut [0; 16], supers: &mut [] };
+        let planes = &mut Planes { codes: &mut [0; 129], high: &mut [], scales: &mut [0; 16], supers: &mut [] };
         tiling.repack(&blocks(Format::Q4_0, 8), planes);
     }
 }
