@@ -58,7 +58,7 @@ struct Project {
 };
 static_assert(sizeof(Project) == 248, "as in Rust");
 
-// decode_gate_up: activation(gate * rms_norm(x)) * (up * rms_norm(x)).
+// decode_gate_up; decode_gate_up_mixed where the two formats differ: activation(gate * rms_norm(x)) * (up * rms_norm(x)).
 //   threads: project_threads(columns). blocks: any number from 1; most useful: rows / 32 and at most what is resident at
 //   once. dynamic shared memory: activation_bytes(columns). rows % 32 == 0.
 struct GateUp {

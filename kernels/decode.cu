@@ -84,18 +84,18 @@ __device__ __forceinline__ void project_matrix(Exchange<R>& exchange, const Proj
     prefetch_norm(p.norm, w.columns);
     pdl_wait();
     float factor = quantize_input(q, shared, exchange);
-    for (u32 done = 0, writer = 0; unit < units; unit += stride, done ^= 1, writer = writer + 1 < l.warps ? writer + 1 : 0) {
+    for (u32 done = 0; unit < units; unit += stride, done++) {
         u32 row = unit * (R * 8) + l.lane;
-        bool writes = l.warp == writer && l.lane < R * 8 && row < w.rows;
+        bool writes = l.warp == done % 4 && l.lane < R * 8 && row < w.rows;
         float bias = 0, before = 0;
         if (writes && w.bias) bias = __ldg(w.bias + row);
         if (writes && p.add) before = load1(y + row);
         float sums[R];
         stream.run(sums, w, w, unit, unit + stride, unit + stride < units, l, x);
-        store_sums<R>(sums, exchange.sums[done][l.warp], l);
+        store_sums<R>(sums, exchange.sums[done % 2][l.warp], l);
         float all = writes ? factor * late_factor(q, exchange) * w.scale : 0;
         __syncthreads();
-        if (writes) y[row] = before + fmaf(row_sum(exchange, done, l.lane, l.warps), all, bias);
+        if (writes) y[row] = before + fmaf(row_sum(exchange, done % 2, l.lane, l.warps), all, bias);
     }
 }
 
@@ -124,8 +124,8 @@ template <u32 R, u32 DEPTH> __device__ __forceinline__ void project(const Projec
 #undef PROJECT
 }
 
-extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, PROJECT_BLOCKS) decode_project1(Project p) { project<1, 8>(p); }
-extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, PROJECT_BLOCKS) decode_project2(Project p) { project<2, 4>(p); }
+extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, PROJECT_BLOCKS) decode_project1(Project p) { project<1, 6>(p); }
+extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, PROJECT_BLOCKS) decode_project2(Project p) { project<2, 3>(p); }
 extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, PROJECT_BLOCKS) decode_project4(Project p) { project<4, 2>(p); }
 
 // ---- gate and up ----
@@ -160,17 +160,17 @@ __device__ __forceinline__ void gate_up_units(Exchange<8>& exchange, const GateU
     prefetch_norm(p.norm, q.columns);
     pdl_wait();
     float factor = quantize_input(q, shared, exchange);
-    for (u32 done = 0, writer = 0; unit < count; unit += gridDim.x, done ^= 1, writer = writer + 1 < l.warps ? writer + 1 : 0) {
-        bool writes = l.warp == writer;
+    for (u32 done = 0; unit < count; unit += gridDim.x, done++) {
+        bool writes = l.warp == done % 4;
         float gate_bias = 0, up_bias = 0;
         if (writes && p.gate.bias) gate_bias = __ldg(p.gate.bias + unit * 32 + l.lane);
         if (writes && p.up.bias) up_bias = __ldg(p.up.bias + unit * 32 + l.lane);
-        products(unit, unit + gridDim.x, unit + gridDim.x < count, exchange.sums[done][l.warp]);
+        products(unit, unit + gridDim.x, unit + gridDim.x < count, exchange.sums[done % 2][l.warp]);
         float all = writes ? factor * late_factor(q, exchange) : 0;
         __syncthreads();
         if (writes) {
-            float gate = fmaf(row_sum(exchange, done, l.lane, l.warps), all * p.gate.scale, gate_bias);
-            float up = fmaf(row_sum(exchange, done, 32 + l.lane, l.warps), all * p.up.scale, up_bias);
+            float gate = fmaf(row_sum(exchange, done % 2, l.lane, l.warps), all * p.gate.scale, gate_bias);
+            float up = fmaf(row_sum(exchange, done % 2, 32 + l.lane, l.warps), all * p.up.scale, up_bias);
             float value = activate(p.activation, gate, up);
             if (p.activated)
                 p.activated[unit * 32 + l.lane] = value;
@@ -216,13 +216,14 @@ __device__ __forceinline__ void gate_up_mixed(Exchange<8>& exchange, const GateU
 
 extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, PROJECT_BLOCKS) decode_gate_up(GateUp p) {
     __shared__ Exchange<8> exchange;
-    if (p.gate.format == p.up.format) {
 #define GATE_UP(F) gate_up<F>(exchange, p)
-        FOR_FORMAT(p.gate.format, GATE_UP)
+    FOR_FORMAT(p.gate.format, GATE_UP)
 #undef GATE_UP
-    } else {
-        gate_up_mixed(exchange, p);
-    }
+}
+
+extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32) decode_gate_up_mixed(GateUp p) {
+    __shared__ Exchange<8> exchange;
+    gate_up_mixed(exchange, p);
 }
 
 // ---- head ----
@@ -250,11 +251,11 @@ template <u32 FORMAT> __device__ __forceinline__ void head(Exchange<8>& exchange
     prefetch_norm(p.norm, w.columns);
     pdl_wait();
     float factor = quantize_input(q, shared, exchange);
-    for (u32 done = 0, writer = 0; unit < units; unit += gridDim.x, done ^= 1, writer = writer + 1 < l.warps ? writer + 1 : 0) {
+    for (u32 done = 0; unit < units; unit += gridDim.x, done++) {
         float sums[8];
         stream.run(sums, w, w, unit, unit + gridDim.x, unit + gridDim.x < units, l, x);
-        store_sums<8>(sums, exchange.sums[done][l.warp], l);
-        bool writes = l.warp == writer;
+        store_sums<8>(sums, exchange.sums[done % 2][l.warp], l);
+        bool writes = l.warp == done % 4;
         float all = writes ? factor * late_factor(q, exchange) * w.scale : 0;
         __syncthreads();
         if (!writes) continue;
@@ -265,7 +266,7 @@ template <u32 FORMAT> __device__ __forceinline__ void head(Exchange<8>& exchange
             u32 in_unit = i * 32 + l.lane, row = unit * HEAD_ROWS + in_unit;
             logit[i] = __uint_as_float(0xff800000); // minus infinity
             if (row >= w.rows) continue;
-            logit[i] = row_sum(exchange, done, in_unit, l.warps) * all + (w.bias ? __ldg(w.bias + row) : 0);
+            logit[i] = row_sum(exchange, done % 2, in_unit, l.warps) * all + (w.bias ? __ldg(w.bias + row) : 0);
             p.logits[row] = logit[i];
             bad |= magnitude(logit[i]) >= INFINITE;
         }

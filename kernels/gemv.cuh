@@ -11,10 +11,10 @@
 
 const u32 RING_WORDS = 40;
 
-// Groups in a ring: as many as its words can hold, a power of two.
-__host__ __device__ constexpr u32 ring_groups(u32 format, u32 most) {
-    u32 groups = 8;
-    while (groups > most || groups * group_words(format) > RING_WORDS) groups /= 2;
+// Groups in a ring: as many as its words can hold, so that a turn is whole rounds of it.
+__host__ __device__ constexpr u32 ring_groups(u32 format, u32 turn) {
+    u32 groups = turn;
+    while (turn % groups != 0 || groups * group_words(format) > RING_WORDS) groups--;
     return groups;
 }
 

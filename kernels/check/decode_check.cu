@@ -94,7 +94,7 @@ static void check_gate_up(const Kind& a, const Kind& b, u32 rows, u32 columns, u
     for (u32 blocks : {rows / 32, 1u, 3u}) {
         GateUp p = {x.device_x.at, x.device_norm.at, gate.matrix(), up.matrix(), out.at, {0, 0}, x.epsilon, activation};
         out.poison();
-        launch(decode_gate_up, blocks, project_threads(columns), activation_bytes(columns), p);
+        launch(a.format == b.format ? decode_gate_up : decode_gate_up_mixed, blocks, project_threads(columns), activation_bytes(columns), p);
         auto found = out.get();
         for (u32 i = 0; i < rows; i++) {
             double size = (1 + g.size[i]) * (fabs(u.quantized[i]) + u.size[i]) * (activation ? g.size[i] + 1 : 1);
@@ -104,7 +104,7 @@ static void check_gate_up(const Kind& a, const Kind& b, u32 rows, u32 columns, u
         report.claim(!memcmp(first.data(), found.data(), rows * 4), what + ": other bits in another launch");
     }
     GateUp p = {x.device_x.at, x.device_norm.at, gate.matrix(), up.matrix(), nullptr, {codes.at, groups.at}, x.epsilon, activation};
-    launch(decode_gate_up, 2, project_threads(columns), activation_bytes(columns), p);
+    launch(a.format == b.format ? decode_gate_up : decode_gate_up_mixed, 2, project_threads(columns), activation_bytes(columns), p);
     auto c = codes.get();
     auto gr = groups.get();
     for (u32 i = 0; i < rows; i++) {
