@@ -21,7 +21,7 @@ template <u32 DIM> struct Attend {
     static const u32 SLOTS = (HEADS + 2) * PAIRS;                 // pairs of the query heads, the key, the value
     static const u32 ROUNDS = (SLOTS + ATTENTION_THREADS - 1) / ATTENTION_THREADS;
 
-    struct Shared {
+    struct alignas(16) Shared {
         float q[HEADS][DIM];
         u16 key[DIM], value[DIM]; // this token's
         float squares[ROUNDS][WARPS];

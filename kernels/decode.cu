@@ -12,7 +12,7 @@ template <u32 FORMAT> __device__ __forceinline__ void embed_eight(const Matrix& 
     Place at;
     at.group = tile * (groups * 8) + step * 32 + row % 8 * in_step + group % 4;
     at.super = tile * groups + (step >> 1) * 8 + row % 8;
-    u32 w[C + H + scale_words(FORMAT)];
+    u32 w[C + H + 4];
     load_group<FORMAT>(w, m, at);
     const u32* scale = w + C + H;
     float2 sub = make_float2(0, 0);
@@ -30,7 +30,8 @@ template <u32 FORMAT> __device__ __forceinline__ void embed_eight(const Matrix& 
     for (u32 i = 0; i < 8; i++) {
         const u32 PLACES[8] = {0, 2, 4, 6, 1, 3, 5, 7}; // of columns in two dot words
         u32 byte = words[PLACES[i] / 4] >> (8 * (PLACES[i] % 4)) & 255;
-        float q = (float)(signed char)byte * gain(FORMAT) - middle(FORMAT), d = half_low(scale[0]);
+        float q = (float)(signed char)byte * gain(FORMAT) - middle(FORMAT);
+        float d = FORMAT == TERNARY_ONE ? 1 : half_low(scale[0]);
         if constexpr (FORMAT == Q4_1 || FORMAT == Q5_1) {
             out[i] = __fadd_rn(__fmul_rn(d, q), half_high(scale[0]));
         } else if constexpr (FORMAT == Q4_K || FORMAT == Q5_K) {
@@ -38,8 +39,8 @@ template <u32 FORMAT> __device__ __forceinline__ void embed_eight(const Matrix& 
         } else if constexpr (FORMAT == Q6_K) {
             int s = eight % 4 < 2 ? (signed char)scale[0] : (signed char)(scale[0] >> 8);
             out[i] = __fmul_rn(__fmul_rn(half_low(scale[1]), (float)s), q);
-        } else if constexpr (FORMAT == TERNARY) {
-            out[i] = __fmul_rn(__fmul_rn(d, q), m.scale);
+        } else if constexpr (is_ternary(FORMAT)) {
+            out[i] = __fmul_rn(FORMAT == TERNARY ? __fmul_rn(d, q) : q, m.scale);
         } else {
             out[i] = __fmul_rn(d, q);
         }
@@ -53,7 +54,7 @@ extern "C" __global__ void __launch_bounds__(256) decode_embed(const State* stat
         float out[8];
         if (token < embedding.rows) {
 #define EMBED(F) embed_eight<F>(embedding, token, eight, out)
-            FOR_FORMAT(embedding.format, EMBED)
+            FOR_FORMAT(embedding, EMBED)
 #undef EMBED
         } else {
             for (u32 i = 0; i < 8; i++) out[i] = __uint_as_float(0x7fffffff);
@@ -77,7 +78,7 @@ __device__ __forceinline__ void project_matrix(Exchange<R>& exchange, const Proj
     Lane l;
     const u32 units = units_of<R>(w.rows);
     Activations x(shared, w.columns);
-    Quantization q = {p.x, p.norm, p.quantized, w.columns, FORMAT == TERNARY, p.epsilon};
+    Quantization q = {p.x, p.norm, p.quantized, w.columns, is_ternary(FORMAT), p.epsilon};
     Stream<FORMAT, R, DEPTH, false> stream(w.columns, l);
     stream.fill(w, w, unit, true, l);
     if (w.bias && threadIdx.x == 0) prefetch(w.bias + unit * (R * 8));
@@ -116,11 +117,11 @@ template <u32 R, u32 DEPTH> __device__ __forceinline__ void project(const Projec
         }
     }
     for (u32 i = 0; i < m; i++) rows += p.matrix[i].rows;
-    const Matrix w = p.matrix[m];
+    const Matrix& w = p.matrix[m];
     u32 unit = blockIdx.x - first;
     if (unit >= units_of<R>(w.rows)) return; // more blocks than units
 #define PROJECT(F) project_matrix<F, R, DEPTH>(exchange, p, w, p.y + rows, unit, end - first)
-    FOR_FORMAT(w.format, PROJECT)
+    FOR_FORMAT(w, PROJECT)
 #undef PROJECT
 }
 
@@ -162,13 +163,12 @@ __device__ __forceinline__ void gate_up_units(Exchange<8>& exchange, const GateU
     float factor = quantize_input(q, shared, exchange);
     for (u32 done = 0; unit < count; unit += gridDim.x, done++) {
         bool writes = l.warp == done % 4;
-        float gate_bias = 0, up_bias = 0;
-        if (writes && p.gate.bias) gate_bias = __ldg(p.gate.bias + unit * 32 + l.lane);
-        if (writes && p.up.bias) up_bias = __ldg(p.up.bias + unit * 32 + l.lane);
         products(unit, unit + gridDim.x, unit + gridDim.x < count, exchange.sums[done % 2][l.warp]);
         float all = writes ? factor * late_factor(q, exchange) : 0;
         __syncthreads();
         if (writes) {
+            float gate_bias = p.gate.bias ? __ldg(p.gate.bias + unit * 32 + l.lane) : 0;
+            float up_bias = p.up.bias ? __ldg(p.up.bias + unit * 32 + l.lane) : 0;
             float gate = fmaf(row_sum(exchange, done % 2, l.lane, l.warps), all * p.gate.scale, gate_bias);
             float up = fmaf(row_sum(exchange, done % 2, 32 + l.lane, l.warps), all * p.up.scale, up_bias);
             float value = activate(p.activation, gate, up);
@@ -190,7 +190,7 @@ template <u32 FORMAT> __device__ __forceinline__ void gate_up(Exchange<8>& excha
         stream.run(sums, p.gate, p.up, unit, next, next_valid, l, x);
         store_sums<8>(sums, out, l);
     };
-    gate_up_units(exchange, p, FORMAT == TERNARY, l, fill, products);
+    gate_up_units(exchange, p, is_ternary(FORMAT), l, fill, products);
 }
 
 // Two formats: tile after tile, and nothing is on its way meanwhile. If one is ternary, both get its input.
@@ -206,7 +206,7 @@ __device__ __forceinline__ void gate_up_mixed(Exchange<8>& exchange, const GateU
     Stream<F, 1, 1, false> stream(w.columns, l);            \
     stream.fill(w, w, unit * 4 + i % 4, true, l);           \
     stream.run(sums, w, w, unit * 4 + i % 4, 0, false, l, x)
-            FOR_FORMAT(w.format, MIXED)
+            FOR_FORMAT(w, MIXED)
 #undef MIXED
             store_sums<1>(sums, out + i * 8, l);
         }
@@ -217,7 +217,7 @@ __device__ __forceinline__ void gate_up_mixed(Exchange<8>& exchange, const GateU
 extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, PROJECT_BLOCKS) decode_gate_up(GateUp p) {
     __shared__ Exchange<8> exchange;
 #define GATE_UP(F) gate_up<F>(exchange, p)
-    FOR_FORMAT(p.gate.format, GATE_UP)
+    FOR_FORMAT(p.gate, GATE_UP)
 #undef GATE_UP
 }
 
@@ -244,7 +244,7 @@ template <u32 FORMAT> __device__ __forceinline__ void head(Exchange<8>& exchange
     Lane l;
     const u32 units = units_of<8>(w.rows);
     Activations x(shared, w.columns);
-    Quantization q = {p.x, p.norm, {0, 0}, w.columns, FORMAT == TERNARY, p.epsilon};
+    Quantization q = {p.x, p.norm, {0, 0}, w.columns, is_ternary(FORMAT), p.epsilon};
     Stream<FORMAT, 8, 1, false> stream(w.columns, l);
     u32 unit = blockIdx.x;
     stream.fill(w, w, unit, unit < units, l);
@@ -278,7 +278,7 @@ template <u32 FORMAT> __device__ __forceinline__ void head(Exchange<8>& exchange
 extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, PROJECT_BLOCKS) decode_head(Head p) {
     __shared__ Exchange<8> exchange;
 #define HEAD(F) head<F>(exchange, p)
-    FOR_FORMAT(p.matrix.format, HEAD)
+    FOR_FORMAT(p.matrix, HEAD)
 #undef HEAD
 }
 

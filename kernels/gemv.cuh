@@ -50,7 +50,7 @@ struct Activations {
 template <u32 FORMAT, u32 R, u32 DEPTH, bool PAIRED> struct Stream {
     static const u32 RING = ring_groups(FORMAT, R * DEPTH);
     static const u32 WORDS = group_words(FORMAT);
-    static const bool TAILS = FORMAT != Q4_K && FORMAT != Q5_K && FORMAT != Q6_K && FORMAT != TERNARY;
+    static const bool TAILS = FORMAT != Q4_K && FORMAT != Q5_K && FORMAT != Q6_K && !is_ternary(FORMAT);
     u32 ring[RING * WORDS];
     u32 groups;      // of a row
     u32 mine;        // steps of this warp
@@ -124,21 +124,22 @@ template <u32 FORMAT, u32 R, u32 DEPTH, bool PAIRED> struct Stream {
     }
 };
 
-// Applies CALL to a format that is known at run time only.
+// Applies CALL to the format of a matrix.
 #ifdef ONLY_FORMAT // for reading one format's instructions
-#define FOR_FORMAT(format, CALL) { CALL(ONLY_FORMAT); }
+#define FOR_FORMAT(matrix, CALL) { CALL(ONLY_FORMAT); }
 #else
-#define FOR_FORMAT(format, CALL)                     \
-    switch (format) {                                \
-        case Q4_0: { CALL(Q4_0); } break;            \
-        case Q4_1: { CALL(Q4_1); } break;            \
-        case Q5_0: { CALL(Q5_0); } break;            \
-        case Q5_1: { CALL(Q5_1); } break;            \
-        case Q8_0: { CALL(Q8_0); } break;            \
-        case Q4_K: { CALL(Q4_K); } break;            \
-        case Q5_K: { CALL(Q5_K); } break;            \
-        case Q6_K: { CALL(Q6_K); } break;            \
-        default: { CALL(TERNARY); } break;           \
+#define FOR_FORMAT(matrix, CALL)                                    \
+    switch ((matrix).scales ? (matrix).format : (u32)TERNARY_ONE) { \
+        case Q4_0: { CALL(Q4_0); } break;                           \
+        case Q4_1: { CALL(Q4_1); } break;                           \
+        case Q5_0: { CALL(Q5_0); } break;                           \
+        case Q5_1: { CALL(Q5_1); } break;                           \
+        case Q8_0: { CALL(Q8_0); } break;                           \
+        case Q4_K: { CALL(Q4_K); } break;                           \
+        case Q5_K: { CALL(Q5_K); } break;                           \
+        case Q6_K: { CALL(Q6_K); } break;                           \
+        case TERNARY: { CALL(TERNARY); } break;                     \
+        default: { CALL(TERNARY_ONE); } break;                      \
     }
 #endif
 

@@ -3,13 +3,17 @@
 #pragma once
 #include "common.cuh"
 
+// Ternary without scales in the blocks; a matrix has the format TERNARY and no `scales`.
+const u32 TERNARY_ONE = 36;
+__host__ __device__ constexpr bool is_ternary(u32 format) { return format == TERNARY || format == TERNARY_ONE; }
+
 // Words that a lane holds of a group.
-__host__ __device__ constexpr u32 code_words(u32 format) { return format == Q8_0 ? 8 : format == TERNARY ? 2 : 4; }
+__host__ __device__ constexpr u32 code_words(u32 format) { return format == Q8_0 ? 8 : is_ternary(format) ? 2 : 4; }
 __host__ __device__ constexpr u32 high_words(u32 format) {
     return format == Q6_K ? 2 : format == Q5_0 || format == Q5_1 || format == Q5_K ? 1 : 0;
 }
 __host__ __device__ constexpr u32 scale_words(u32 format) {
-    return format == Q4_K || format == Q5_K ? 4 : format == Q6_K ? 2 : 1;
+    return format == Q4_K || format == Q5_K ? 4 : format == Q6_K ? 2 : format == TERNARY_ONE ? 0 : 1;
 }
 __host__ __device__ constexpr u32 group_words(u32 format) {
     return code_words(format) + high_words(format) + scale_words(format);
@@ -42,8 +46,8 @@ template <u32 FORMAT> __device__ __forceinline__ void load_group(u32* w, const M
     } else if constexpr (FORMAT == Q4_K || FORMAT == Q5_K) {
         load_weights(*(u32(*)[4])scale, m.scales + (u64)at.super * 16);
     } else if constexpr (FORMAT == TERNARY) {
-        *scale = m.scales ? load_weights16(m.scales + (u64)at.super * 2) : 0x3c00;
-    } else {
+        *scale = load_weights16(m.scales + (u64)at.super * 2);
+    } else if constexpr (FORMAT != TERNARY_ONE) {
         *scale = load_weights16(m.scales + (u64)at.group * 2);
         if constexpr (FORMAT == Q6_K) scale[1] = load_weights16(m.supers + (u64)at.super * 2);
     }
@@ -77,7 +81,7 @@ template <u32 FORMAT> __device__ __forceinline__ u32 signed_word(const u32* w, u
 }
 // Dot word j as unsigned codes.
 template <u32 FORMAT> __device__ __forceinline__ u32 unsigned_word(const u32* w, u32 j) {
-    if constexpr (FORMAT == TERNARY) return (w[j / 4] >> (2 * (j & 3))) & 0x03030303;
+    if constexpr (is_ternary(FORMAT)) return (w[j / 4] >> (2 * (j & 3))) & 0x03030303;
     u32 low = ((j & 1) ? w[j / 2] >> 4 : w[j / 2]) & 0x0f0f0f0f;
     if constexpr (FORMAT == Q5_0 || FORMAT == Q5_1 || FORMAT == Q5_K)
         return ((j < 4 ? w[4] << (4 - j) : w[4] >> (j - 4)) & 0x10101010) | low;
@@ -85,7 +89,7 @@ template <u32 FORMAT> __device__ __forceinline__ u32 unsigned_word(const u32* w,
 }
 // What unsigned codes have too much.
 __host__ __device__ constexpr float middle(u32 format) {
-    return format == Q4_0 ? 8.0f : format == Q5_0 ? 16.0f : format == TERNARY ? 1.0f : 0.0f;
+    return format == Q4_0 ? 8.0f : format == Q5_0 ? 16.0f : is_ternary(format) ? 1.0f : 0.0f;
 }
 
 // The group's scale and minimum (what is taken away, times the sum) of Q4_K and Q5_K.
@@ -124,7 +128,9 @@ template <u32 FORMAT> __device__ __forceinline__ float add_group(const u32* w, c
             b = dot_unsigned(unsigned_word<FORMAT>(w, j + 1), in.x[j + 1], b);
         }
         float dot = to_float(a + b);
-        if constexpr (FORMAT == Q4_0 || FORMAT == Q5_0 || FORMAT == TERNARY) {
+        if constexpr (FORMAT == TERNARY_ONE) {
+            return sum + fmaf(dot, in.scale, -in.sum);
+        } else if constexpr (FORMAT == Q4_0 || FORMAT == Q5_0 || FORMAT == TERNARY) {
             return fmaf(half_low(scale[0]), fmaf(dot, in.scale, -middle(FORMAT) * in.sum), sum);
         } else if constexpr (FORMAT == Q4_1 || FORMAT == Q5_1) {
             return fmaf(half_high(scale[0]), in.sum, fmaf(half_low(scale[0]) * in.scale, dot, sum));
