@@ -41,10 +41,14 @@ struct Flash {
     static constexpr int ROWS = 64, WARPS = 4, THREADS = 32 * WARPS;
     static constexpr int ROW_BYTES = (D + 8) * 2;  // ldmatrix finds 8 rows in 8 different banks
     static constexpr int TILE_BYTES = POSITIONS * ROW_BYTES;
-    static constexpr int SHARED_BYTES = ROWS * ROW_BYTES + 2 * STAGES * TILE_BYTES;
 };
 
-// Copies `ROWS` rows of a cache; zeros past `end`.
+// The host's side: dynamic shared memory of a launch, with 64 positions a tile (32 from a head_dim of 256 on).
+inline __host__ __device__ u32 attention_shared(u32 head_dim, u32 stages) {
+    return (64 + 2 * stages * (head_dim < 256 ? 64 : 32)) * (head_dim + 8) * 2;
+}
+
+// Copies `POSITIONS` rows of a cache; zeros past `end`.
 template <class F>
 __device__ __forceinline__ void copy_positions(u32 shared, const __half* cache, u32 first, u32 end) {
     constexpr u32 CHUNKS = F::D / 8;

@@ -299,6 +299,21 @@ struct Shape {
     static constexpr int X_BYTES = TOKENS * X_ROW_BYTES;
 };
 
+// The host's side: dynamic shared memory of a launch. `tile_bytes`: the most among the matrices' formats.
+inline __host__ __device__ u32 gemm_tile_bytes(u32 format) {
+    return format == Q4_0   ? 576
+           : format == Q5_0 ? 704
+           : format == Q8_0 ? 1088
+           : format == Q6_K ? 848
+           : format == TERNARY ? 272
+           : format == Q4_1 || format == Q4_K ? 640
+                                              : 768;
+}
+inline __host__ __device__ u32 gemm_shared(u32 rows, u32 tokens, u32 stages, u32 tile_bytes) {
+    u32 pipeline = stages * (tokens * 272 + rows / 8 * tile_bytes), outputs = tokens * (rows + 4) * 4;
+    return pipeline > outputs ? pipeline : outputs;
+}
+
 // What a thread block works on.
 template <class S>
 struct Work {
@@ -521,15 +536,10 @@ __device__ __forceinline__ void finish(const Work<S>& work, float (&sums)[S::M_T
     }
 }
 
-// Bytes of a tile's weights in a step, in shared memory; the host has the same.
-__device__ __forceinline__ u32 step_tile_bytes(u32 codes, u32 high, u32 format) {
-    return 32 * (codes + high) + scale_bytes(format) + (format == Q6_K ? 16 : 0);
-}
-
 template <class S, u32 KIND>
 __device__ __forceinline__ void sum_up(const Work<S>& work, float (&sums)[S::M_TILES][S::N_TILES][4], u8* shared) {
     const u32 format = work.format, groups = work.groups, steps = (groups + 3) / 4;
-    const u32 stage_bytes = S::X_BYTES + S::TILES * step_tile_bytes(Planes<KIND>::CODES, Planes<KIND>::HIGH, format);
+    const u32 stage_bytes = S::X_BYTES + S::TILES * gemm_tile_bytes(format);
     const u32 base = shared_address(shared);
     // Weights come from no other kernel: they may be on their way before its results are there.
     for (u32 s = 0; s < S::STAGES - 1; s++)
@@ -566,7 +576,8 @@ __device__ __forceinline__ void sum_up(const Work<S>& work, float (&sums)[S::M_T
     __syncthreads();
 }
 
-template <class S>
+// KINDS: those that are compiled, as bits.
+template <class S, u32 KINDS = 0x1ff>
 __device__ __forceinline__ void gemm(const PrefillGemm& p) {
     extern __shared__ __align__(128) u8 shared[];
     const Work<S> work = Work<S>::of(p);
@@ -580,13 +591,23 @@ __device__ __forceinline__ void gemm(const PrefillGemm& p) {
     switch (work.format) {
         case Q4_0:
         case Q4_1:
-        case Q4_K: sum_up<S, FOUR>(work, sums, shared); break;
+        case Q4_K:
+            if (KINDS >> FOUR & 1) sum_up<S, FOUR>(work, sums, shared);
+            break;
         case Q5_0:
         case Q5_1:
-        case Q5_K: sum_up<S, FIVE>(work, sums, shared); break;
-        case Q6_K: sum_up<S, SIX>(work, sums, shared); break;
-        case Q8_0: sum_up<S, EIGHT>(work, sums, shared); break;
-        case TERNARY: sum_up<S, TWO>(work, sums, shared); break;
+        case Q5_K:
+            if (KINDS >> FIVE & 1) sum_up<S, FIVE>(work, sums, shared);
+            break;
+        case Q6_K:
+            if (KINDS >> SIX & 1) sum_up<S, SIX>(work, sums, shared);
+            break;
+        case Q8_0:
+            if (KINDS >> EIGHT & 1) sum_up<S, EIGHT>(work, sums, shared);
+            break;
+        case TERNARY:
+            if (KINDS >> TWO & 1) sum_up<S, TWO>(work, sums, shared);
+            break;
     }
     finish<S>(Work<S>::of(p), sums, (float*)shared);
 }

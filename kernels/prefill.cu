@@ -100,6 +100,12 @@ struct PrefillRows {
 
 constexpr u32 FOURS = 8;  // of a thread: columns <= 32 * threads
 
+// The host's side: threads of a launch.
+inline __host__ __device__ u32 rows_threads(u32 columns) {
+    u32 threads = (columns / 32 + 31) / 32 * 32;
+    return threads < 128 ? 128 : threads;
+}
+
 // Of all threads of a thread block, in a fixed order; `shared` has room for 32.
 __device__ __forceinline__ float block_sum(float x, float* shared) {
 #pragma unroll
@@ -123,7 +129,7 @@ __device__ __forceinline__ u32 block_max(u32 x, u32* shared) {
     return x;
 }
 
-// Grid (M), block max(128, ceil(columns / 32) rounded up to a multiple of 32) (so columns <= 32768), shared 0.
+// Grid (M), block rows_threads(columns), shared 0. columns <= 32768.
 extern "C" __global__ void __launch_bounds__(1024) prefill_rows(const __grid_constant__ PrefillRows p) {
     __shared__ float sums[32];
     __shared__ u32 maxima[32];
@@ -283,7 +289,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) prefill_gemm_64x32(const __
 }
 
 // prefill_attention_D for head_dim D: grid (ceil(M * group / 64), kv_heads), group = query_heads / kv_heads, block 128, shared
-// attention_shared(D). Columns of out_half from query_heads * head_dim on are not written: keep them zero.
+// attention_shared(D, 2; 1 on sm_75, which has no room for D = 256). Columns of out_half from query_heads * head_dim on are not written: keep them zero.
 #if __CUDA_ARCH__ >= 800
 constexpr int ATTENTION_STAGES = 2;
 #else
