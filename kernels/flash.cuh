@@ -15,6 +15,7 @@ struct PrefillAttention {
     float* out;            // (tokens, out_stride); or NULL
     u32 tokens, position, query_heads, kv_heads, capacity, out_stride;
 };
+static_assert(sizeof(PrefillAttention) == 64, "as in Rust");
 
 #define INFINITY_F __int_as_float(0x7f800000)
 
@@ -45,16 +46,17 @@ struct Flash {
 
 // The host's side: dynamic shared memory of a launch, with 64 positions a tile (32 from a head_dim of 256 on).
 inline __host__ __device__ u32 attention_shared(u32 head_dim, u32 stages) {
-    return (64 + 2 * stages * (head_dim < 256 ? 64 : 32)) * (head_dim + 8) * 2;
+    return 2 * stages * (head_dim < 256 ? 64 : 32) * (head_dim + 8) * 2;
 }
 
 // Copies `POSITIONS` rows of a cache; zeros past `end`.
 template <class F>
 __device__ __forceinline__ void copy_positions(u32 shared, const __half* cache, u32 first, u32 end) {
     constexpr u32 CHUNKS = F::D / 8;
+    const u32 fresh = fresh_zero();
 #pragma unroll
     for (u32 i = 0; i < (F::POSITIONS * CHUNKS + F::THREADS - 1) / F::THREADS; i++) {
-        u32 at = threadIdx.x + i * F::THREADS;
+        u32 at = threadIdx.x + i * F::THREADS + fresh;
         u32 row = at / CHUNKS, chunk = at % CHUNKS;
         if (F::POSITIONS * CHUNKS % F::THREADS != 0 && row >= F::POSITIONS) break;
         bool valid = first + row < end;
@@ -62,10 +64,35 @@ __device__ __forceinline__ void copy_positions(u32 shared, const __half* cache, 
     }
 }
 
-// One tile of positions for the 16 rows of a warp. `seen`: the last position that the lane's two rows see.
+template <class F>
+__device__ __forceinline__ void copy_tile(u32 shared, const __half* keys, const __half* values, u32 first, u32 end) {
+    copy_positions<F>(shared, keys, first, end);
+    copy_positions<F>(shared + F::TILE_BYTES, values, first, end);
+    copy_commit();
+}
+
+// The rows of a thread block.
+struct QueryRows {
+    const PrefillAttention& p;
+    u32 kv_head, group, first, last;
+
+    __device__ __forceinline__ explicit QueryRows(const PrefillAttention& p, u32 count) : p(p) {
+        // The last rows see the most positions: they go first.
+        const u32 block = gridDim.x - 1 - blockIdx.x + fresh_zero();
+        kv_head = blockIdx.y, group = p.query_heads / p.kv_heads, first = block * count;
+        last = min(first + count, p.tokens * group) - 1;
+    }
+    __device__ __forceinline__ u32 token(u32 row) const { return min(row, last) / group; }
+    // Its first value, among all heads'.
+    __device__ __forceinline__ u32 column(u32 row, u32 head_dim) const { return (kv_head * group + min(row, last) % group) * head_dim; }
+    // Of the lane: row r (0 or 1) of the 16 of its warp.
+    __device__ __forceinline__ u32 of_lane(u32 r) const { return first + threadIdx.x / 32 * 16 + r * 8 + threadIdx.x % 32 / 4; }
+};
+
+// One tile of positions for the 16 rows of a warp.
 template <class F, bool MASKED>
 __device__ __forceinline__ void attend(float (&sums)[F::D / 8][4], float (&max)[2], float (&total)[2], const u32 (&q)[F::D / 16][4],
-                                       u32 keys, u32 values, u32 first, const u32 (&seen)[2]) {
+                                       u32 keys, u32 values, u32 first, const PrefillAttention& p) {
     constexpr int N = F::POSITIONS / 8;
     const u32 lane = threadIdx.x % 32, matrix = lane / 8;
     float scores[N][4];
@@ -84,6 +111,8 @@ __device__ __forceinline__ void attend(float (&sums)[F::D / 8][4], float (&max)[
             mma(scores[n + 1], q[k], b[2], b[3]);
         }
     if (MASKED) {
+        const QueryRows rows(p, F::ROWS);
+        const u32 seen[2] = {p.position + rows.token(rows.of_lane(0)), p.position + rows.token(rows.of_lane(1))};
 #pragma unroll
         for (int n = 0; n < N; n++)
 #pragma unroll
@@ -127,79 +156,72 @@ __device__ __forceinline__ void attend(float (&sums)[F::D / 8][4], float (&max)[
 template <class F>
 __device__ __forceinline__ void attention(const PrefillAttention& p) {
     extern __shared__ __align__(128) u8 shared[];
-    const u32 base = shared_address(shared), tiles_at = base + F::ROWS * F::ROW_BYTES;
-    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, kv_head = blockIdx.y;
-    const u32 group = p.query_heads / p.kv_heads, rows = p.tokens * group;
-    // The last rows see the most positions: they go first.
-    const u32 first_row = (gridDim.x - 1 - blockIdx.x) * F::ROWS;
-    const u32 last_row = min(first_row + F::ROWS, rows) - 1;
-    const u32 end = p.position + last_row / group + 1, tiles = (end + F::POSITIONS - 1) / F::POSITIONS;
-    const u32 unmasked = (p.position + first_row / group + 1) / F::POSITIONS;  // tiles that all rows see all of
-    const __half* keys = p.keys + (u64)kv_head * p.capacity * F::D;
-    const __half* values = p.values + (u64)kv_head * p.capacity * F::D;
-    const u32 q_width = p.query_heads * F::D;
+    // A stage has keys and values of a tile. The last one has the queries first, which go to registers.
+    const u32 base = shared_address(shared), stage_bytes = 2 * F::TILE_BYTES, queries = base + (F::STAGES - 1) * stage_bytes;
+    const __half* keys = p.keys + (u64)blockIdx.y * p.capacity * F::D;
+    const __half* values = p.values + (u64)blockIdx.y * p.capacity * F::D;
+    u32 end, unmasked, q[F::D / 16][4];  // unmasked: tiles that all rows see all of
     pdl_wait();
-    for (u32 at = threadIdx.x; at < F::ROWS * (F::D / 8); at += F::THREADS) {
-        u32 r = at / (F::D / 8), chunk = at % (F::D / 8), row = min(first_row + r, last_row);
-        const __half* from = p.q + (u64)(row / group) * q_width + (kv_head * group + row % group) * F::D + chunk * 8;
-        copy_16(base + r * F::ROW_BYTES + chunk * 16, from, true);
-    }
-    copy_positions<F>(tiles_at, keys, 0, end);
-    copy_positions<F>(tiles_at + F::TILE_BYTES, values, 0, end);
-    copy_commit();
-    copy_wait<0>();
-    __syncthreads();
-    u32 q[F::D / 16][4];
+    {
+        const QueryRows rows(p, F::ROWS);
+        const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        end = p.position + rows.token(rows.last) + 1, unmasked = (p.position + rows.token(rows.first) + 1) / F::POSITIONS;
+        for (u32 at = threadIdx.x; at < F::ROWS * (F::D / 8); at += F::THREADS) {
+            const u32 r = at / (F::D / 8), chunk = at % (F::D / 8), row = rows.first + r;
+            const u64 place = (u64)rows.token(row) * (p.query_heads * F::D) + rows.column(row, F::D);
+            copy_16(queries + r * F::ROW_BYTES + chunk * 16, p.q + place + chunk * 8);
+        }
+        copy_commit();
+        if (F::STAGES > 1) copy_tile<F>(base, keys, values, 0, end);
+        copy_wait<F::STAGES - 1>();
+        __syncthreads();
 #pragma unroll
-    for (int k = 0; k < F::D / 16; k++)
-        load_matrices(q[k], base + (warp * 16 + lane % 16) * F::ROW_BYTES + lane / 16 * 16 + k * 32);
+        for (int k = 0; k < F::D / 16; k++)
+            load_matrices(q[k], queries + (warp * 16 + lane % 16) * F::ROW_BYTES + lane / 16 * 16 + k * 32);
+        if (F::STAGES == 1) {
+            __syncthreads();
+            copy_tile<F>(base, keys, values, 0, end);
+        }
+        copy_wait<0>();
+        __syncthreads();
+    }
     float sums[F::D / 8][4], max[2] = {-INFINITY_F, -INFINITY_F}, total[2] = {0.0f, 0.0f};
 #pragma unroll
     for (int n = 0; n < F::D / 8; n++)
 #pragma unroll
         for (int e = 0; e < 4; e++) sums[n][e] = 0.0f;
-    u32 row[2], seen[2];
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-        row[r] = first_row + warp * 16 + r * 8 + lane / 4;
-        seen[r] = p.position + min(row[r], last_row) / group;
-    }
-    u32 stage = 0;
-    for (u32 t = 0; t < tiles; t++) {
-        u32 tile = tiles_at + stage * 2 * F::TILE_BYTES;
-        if (F::STAGES > 1 && t + 1 < tiles) {
-            u32 next = tiles_at + (stage ^ 1) * 2 * F::TILE_BYTES;
-            copy_positions<F>(next, keys, (t + 1) * F::POSITIONS, end);
-            copy_positions<F>(next + F::TILE_BYTES, values, (t + 1) * F::POSITIONS, end);
-            copy_commit();
-        }
-        if (t < unmasked)
-            attend<F, false>(sums, max, total, q, tile, tile + F::TILE_BYTES, t * F::POSITIONS, seen);
+    u32 tile = base;
+    for (u32 from = 0; from < end; from += F::POSITIONS) {
+        const bool more = from + F::POSITIONS < end;
+        u32 next = F::STAGES == 1 ? tile : 2 * base + stage_bytes - tile;
+        if (F::STAGES > 1 && more) copy_tile<F>(next, keys, values, from + F::POSITIONS, end);
+        if (from / F::POSITIONS < unmasked)
+            attend<F, false>(sums, max, total, q, tile, tile + F::TILE_BYTES, from, p);
         else
-            attend<F, true>(sums, max, total, q, tile, tile + F::TILE_BYTES, t * F::POSITIONS, seen);
-        if (F::STAGES == 1 && t + 1 < tiles) {
+            attend<F, true>(sums, max, total, q, tile, tile + F::TILE_BYTES, from, p);
+        if (F::STAGES == 1 && more) {
             __syncthreads();
-            copy_positions<F>(tile, keys, (t + 1) * F::POSITIONS, end);
-            copy_positions<F>(tile + F::TILE_BYTES, values, (t + 1) * F::POSITIONS, end);
-            copy_commit();
+            copy_tile<F>(tile, keys, values, from + F::POSITIONS, end);
         }
         copy_wait<0>();
         __syncthreads();
-        if (F::STAGES > 1) stage ^= 1;
+        tile = next;
     }
+    const QueryRows rows(p, F::ROWS);
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        float inverse = 1.0f / quad_sum(total[r]);
-        if (row[r] > last_row) continue;
-        u64 token = row[r] / group;
-        u32 column = (kv_head * group + row[r] % group) * F::D + lane % 4 * 2;
+        const float inverse = 1.0f / quad_sum(total[r]);
+        const u32 row = rows.of_lane(r);
+        if (row > rows.last) continue;
+        const u64 place = (u64)rows.token(row) * p.out_stride;
+        const u32 column = rows.column(row, F::D) + threadIdx.x % 4 * 2;
 #pragma unroll
         for (int n = 0; n < F::D / 8; n++) {
             float a = sums[n][2 * r] * inverse, b = sums[n][2 * r + 1] * inverse;
             if (p.out_half)
-                *(u32*)(p.out_half + token * p.out_stride + permuted_column(column + n * 8)) = pack(a, b);
+                *(u32*)(p.out_half + place + permuted_column(column + n * 8)) = pack(a, b);
             else
-                *(float2*)(p.out + token * p.out_stride + column + n * 8) = make_float2(a, b);
+                *(float2*)(p.out + place + column + n * 8) = make_float2(a, b);
         }
     }
 }

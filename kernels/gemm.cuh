@@ -225,7 +225,15 @@ struct Group {
         minimum[0] = __hneg2(scale[0]);
     }
 
-    // Columns 8 i .. 8 i + 8 of the group, in pairs.
+    // Makes columns 16 .. 32 the ones that `values` gives.
+    __device__ __forceinline__ void second_half() {
+#pragma unroll
+        for (int i = 0; i < CODES / 8; i++) codes[i] = codes[CODES / 8 + i];
+        if (KIND == FIVE) high[0] >>= 4;
+        if (KIND == SIX) high[0] = high[HIGH / 8], scale[0] = scale[SCALES - 1], minimum[0] = minimum[SCALES - 1];
+    }
+
+    // Columns 8 i .. 8 i + 8 of the first half, in pairs.
     __device__ __forceinline__ void values(int i, u32 (&out)[4]) const {
         __half2 q[4];
         if (KIND == EIGHT) {
@@ -238,7 +246,7 @@ struct Group {
             q[2] = __hadd2(halves(__byte_perm(even, BYTES, 0x4341)), offset);
             q[3] = __hadd2(halves(__byte_perm(odd, BYTES, 0x4341)), offset);
         } else if (KIND == TWO) {
-            u32 word = codes[i / 2] >> (4 * (i % 2));
+            u32 word = codes[0] >> (4 * i);
             // 1024 + q, and 1024 + 4 q.
             const __half2 offset = constant(-1024), quarter = constant(0.25f), offset_4 = constant(-256);
             q[0] = __hadd2(halves(and_or(word, 0x00030003, ONES)), offset);
@@ -254,8 +262,8 @@ struct Group {
                 a = and_or(shift(h, 4 - 2 * i), 0x00100010, ONES), b = and_or(shift(h, 7 - 2 * i), 0x01000100, ONES);
                 c = and_or(shift(h, -4 - 2 * i), 0x00100010, ONES), d = and_or(shift(h, -1 - 2 * i), 0x01000100, ONES);
             } else if (KIND == SIX) {
-                u32 h = high[i / 2 * (HIGH / 8)];
-                int s = 4 * (i % 2);
+                u32 h = high[0];
+                int s = 4 * i;
                 a = and_or(shift(h, 4 - s), 0x00300030, ONES), b = and_or(shift(h, 6 - s), 0x03000300, ONES);
                 c = and_or(shift(h, -4 - s), 0x00300030, ONES), d = and_or(shift(h, -2 - s), 0x03000300, ONES);
             }
@@ -267,9 +275,8 @@ struct Group {
             q[2] = __hadd2(halves(and_or(low, 0x000f000f, c)), offset);
             q[3] = __hfma2(halves(and_or(low, 0x00f000f0, d)), sixteenth, offset_16);
         }
-        const int s = i / 2 * (SCALES - 1);
 #pragma unroll
-        for (int p = 0; p < 4; p++) out[p] = bits(__hfma2(q[p], scale[s], minimum[s]));
+        for (int p = 0; p < 4; p++) out[p] = bits(__hfma2(q[p], scale[0], minimum[0]));
     }
 };
 
@@ -286,6 +293,7 @@ struct PrefillGemm {
     u32 mode;
     u32 activation;
 };
+static_assert(sizeof(PrefillGemm) == 240, "as in Rust");
 
 // A thread block: WARPS_ROWS x WARPS_TOKENS warps, each ROW_TILES * 16 rows x TOKEN_TILES * 8 tokens.
 template <int ROW_TILES, int TOKEN_TILES, int WARPS_ROWS, int WARPS_TOKENS, int STAGES_>
@@ -437,30 +445,35 @@ __device__ __forceinline__ void multiply(float (&sums)[S::M_TILES][S::N_TILES][4
 #pragma unroll
         for (int g = 0; g < GROUPS; g++) groups[g].load_super(scales, tile + g, place);
     }
+    // Half a group at a time, in a loop: half the code, and fewer registers.
+#pragma unroll 1
+    for (int half = 0; half < 2; half++) {
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        u32 a[S::M_TILES][2][4];  // of two mma's
+        for (int i = 0; i < 2; i++) {
+            u32 a[S::M_TILES][2][4];  // of two mma's
 #pragma unroll
-        for (int m = 0; m < S::M_TILES; m++)
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
+            for (int g = 0; g < GROUPS; g++) {
                 u32 pairs[4];
-                groups[2 * m + half].values(i, pairs);
-                a[m][0][half] = pairs[0], a[m][0][2 + half] = pairs[1];
-                a[m][1][half] = pairs[2], a[m][1][2 + half] = pairs[3];
+                groups[g].values(i, pairs);
+                a[g / 2][0][g % 2] = pairs[0], a[g / 2][0][2 + g % 2] = pairs[1];
+                a[g / 2][1][g % 2] = pairs[2], a[g / 2][1][2 + g % 2] = pairs[3];
             }
 #pragma unroll
-        for (int jj = 0; jj < 2; jj++)
+            for (int j = 0; j < 2; j++)
 #pragma unroll
-            for (int n = 0; n < S::N_TILES; n += 2) {
-                u32 b[4];
-                load_matrices(b, x + n * 8 * S::X_ROW_BYTES + (2 * i + jj) * 32);
+                for (int n = 0; n < S::N_TILES; n += 2) {
+                    u32 b[4];
+                    load_matrices(b, x + n * 8 * S::X_ROW_BYTES + (2 * i + j) * 32);
 #pragma unroll
-                for (int m = 0; m < S::M_TILES; m++) {
-                    mma(sums[m][n], a[m][jj], b[0], b[1]);
-                    mma(sums[m][n + 1], a[m][jj], b[2], b[3]);
+                    for (int m = 0; m < S::M_TILES; m++) {
+                        mma(sums[m][n], a[m][j], b[0], b[1]);
+                        mma(sums[m][n + 1], a[m][j], b[2], b[3]);
+                    }
                 }
-            }
+        }
+        x += 128;
+#pragma unroll
+        for (int g = 0; g < GROUPS; g++) groups[g].second_half();
     }
 }
 

@@ -23,6 +23,7 @@ struct PrefillEmbed {
     const u32* tokens;  // (M); one outside the rows gives NaN
     float* residual;    // (M, columns)
 };
+static_assert(sizeof(PrefillEmbed) == 80, "as in Rust");
 
 // Element `i` (0..32) of a group, as Format::dequantize gives it: products rounded one by one.
 __device__ __forceinline__ float element(const Matrix& matrix, u32 row, u32 group, u32 i) {
@@ -97,6 +98,7 @@ struct PrefillRows {
     u32 activation;  // 0 SiLU, 1 squared ReLU
     u32 ternary;     // 1: integers with one scale a row, max|x| / 127, as lanes.rs quantize_row has it; 0: a power-of-two scale
 };
+static_assert(sizeof(PrefillRows) == 64, "as in Rust");
 
 constexpr u32 FOURS = 8;  // of a thread: columns <= 32 * threads
 
@@ -222,6 +224,7 @@ struct PrefillRope {
     u32 adjacent;   // RoPE's pairs are (2 i, 2 i + 1), else (i, i + pairs)
     u32 unused;
 };
+static_assert(sizeof(PrefillRope) == 104, "as in Rust");
 
 // Grid (ceil(M * (query_heads + 2 * kv_heads) / 8)), block 256, shared 0: a warp a head.
 extern "C" __global__ void __launch_bounds__(256) prefill_rope_append(const __grid_constant__ PrefillRope p) {
@@ -289,11 +292,11 @@ extern "C" __global__ void __launch_bounds__(128, 4) prefill_gemm_64x32(const __
 }
 
 // prefill_attention_D for head_dim D: grid (ceil(M * group / 64), kv_heads), group = query_heads / kv_heads, block 128, shared
-// attention_shared(D, 2; 1 on sm_75, which has no room for D = 256). Columns of out_half from query_heads * head_dim on are not written: keep them zero.
+// attention_shared(D, 2; 1 on sm_75). Columns of out_half from query_heads * head_dim on are not written: keep them zero.
 #if __CUDA_ARCH__ >= 800
-constexpr int ATTENTION_STAGES = 2;
+constexpr int ATTENTION_STAGES = 2, ATTENTION_BLOCKS = 3;
 #else
-constexpr int ATTENTION_STAGES = 1;
+constexpr int ATTENTION_STAGES = 1, ATTENTION_BLOCKS = 1;
 #endif
 
 extern "C" __global__ void __launch_bounds__(128) prefill_attention_64(const __grid_constant__ PrefillAttention p) {
@@ -305,7 +308,7 @@ extern "C" __global__ void __launch_bounds__(128) prefill_attention_80(const __g
 extern "C" __global__ void __launch_bounds__(128) prefill_attention_96(const __grid_constant__ PrefillAttention p) {
     attention<Flash<96, 64, ATTENTION_STAGES>>(p);
 }
-extern "C" __global__ void __launch_bounds__(128) prefill_attention_128(const __grid_constant__ PrefillAttention p) {
+extern "C" __global__ void __launch_bounds__(128, ATTENTION_BLOCKS) prefill_attention_128(const __grid_constant__ PrefillAttention p) {
     attention<Flash<128, 64, ATTENTION_STAGES>>(p);
 }
 extern "C" __global__ void __launch_bounds__(128) prefill_attention_256(const __grid_constant__ PrefillAttention p) {
