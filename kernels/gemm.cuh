@@ -12,17 +12,6 @@
 #include "common.cuh"
 #include <cuda_fp16.h>
 
-#ifndef PDL_WAIT
-#define PDL_WAIT
-// Lets the next kernel of the stream begin, and waits for what the one before wrote.
-__device__ __forceinline__ void pdl_wait() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;");
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-#endif
-
 // Where column `column` of an activation row is stored.
 __device__ __forceinline__ u32 permuted_column(u32 column) {
     u32 c = column / 32 % 4, j = column / 4 % 8, pair = column / 2 % 2;
