@@ -274,15 +274,23 @@ struct Group {
 enum Mode : u32 { STORE, ADD, GATE_UP };
 
 struct PrefillGemm {
-    Matrix matrices[3];      // STORE, ADD: `count` of them, their outputs one after the other; GATE_UP: gate and up, of one format
+    Matrix matrices[3];      // STORE: `count` of them, their outputs one after the other; ADD: one; GATE_UP: gate and up, of one format
     const __half* x;         // (tokens, x_stride), columns permuted, zeros from `columns` on
-    const float* row_scale;  // (tokens), or NULL for 1
+    const float* row_scale;  // (tokens), or NULL: x_scale for all
     float* y;                // (tokens, y_stride)
+    __half* y_half;          // GATE_UP: NULL, or instead of y (tokens, y_stride) as the x of the next GEMM, times y_scale
+    u32* turns;              // ADD in several parts: a zero for each thread block of a part; zeros again after. Else NULL.
     u32 count, tokens, x_stride, y_stride;
     u32 mode;
-    u32 activation;
+    u32 activation;  // 0 SiLU, 1 squared ReLU
+    float x_scale;
+    float y_scale;  // a power of two
 };
-static_assert(sizeof(PrefillGemm) == 240, "as in Rust");
+static_assert(sizeof(PrefillGemm) == 264, "as in Rust");
+
+// ADD adds long sums in parts, the first ones first: parts of a matrix, whatever the launch. With as many thread blocks in z as
+// parts, each of them takes one; with one it takes all.
+inline __host__ __device__ u32 gemm_parts(u32 mode, u32 columns) { return mode == ADD && columns >= 8192 ? columns / 4096 : 1; }
 
 // A thread block: WARPS_ROWS x WARPS_TOKENS warps, each ROW_TILES * 16 rows x TOKEN_TILES * 8 tokens.
 template <int ROW_TILES, int TOKEN_TILES, int WARPS_ROWS, int WARPS_TOKENS, int STAGES_>
@@ -467,8 +475,9 @@ __device__ __forceinline__ void multiply(float (&sums)[S::M_TILES][S::N_TILES][4
 }
 
 // Sums to outputs: in shared memory, so that they leave in whole lines.
+// With `first_part`: sums have the bias.
 template <class S>
-__device__ __forceinline__ void finish(const Work<S>& work, float (&sums)[S::M_TILES][S::N_TILES][4], float* shared) {
+__device__ __forceinline__ void finish(const Work<S>& work, bool first_part, float (&sums)[S::M_TILES][S::N_TILES][4], float* shared) {
     const PrefillGemm& p = work.p;
     const u32 warp_m = threadIdx.x / 32 % S::WARPS_M, warp_n = threadIdx.x / 32 / S::WARPS_M;
     const u32 lane = threadIdx.x % 32, row = lane / 4, token = lane % 4 * 2;
@@ -479,7 +488,7 @@ __device__ __forceinline__ void finish(const Work<S>& work, float (&sums)[S::M_T
 #pragma unroll
         for (int e = 0; e < 2; e++) {
             u32 t = (warp_n * S::N_TILES + n) * 8 + token + e, at = work.first_token + t;
-            float scale = p.row_scale && at < p.tokens ? p.row_scale[at] : 1.0f;
+            float scale = !p.row_scale ? p.x_scale : at < p.tokens ? p.row_scale[at] : 0.0f;
 #pragma unroll
             for (int m = 0; m < S::M_TILES; m++) sums[m][n][e] *= scale, sums[m][n][2 + e] *= scale;
         }
@@ -489,7 +498,7 @@ __device__ __forceinline__ void finish(const Work<S>& work, float (&sums)[S::M_T
         const Matrix& matrix = work.source(t0, tile);
         // Two tiles of the same matrix, one after the other.
         float low = 0.0f, high = 0.0f;
-        if (matrix.bias) {
+        if (matrix.bias && first_part) {
             if (tile * 8 + row < matrix.rows) low = matrix.bias[tile * 8 + row];
             if (tile * 8 + 8 + row < matrix.rows) high = matrix.bias[tile * 8 + 8 + row];
         }
@@ -517,6 +526,18 @@ __device__ __forceinline__ void finish(const Work<S>& work, float (&sums)[S::M_T
             }
     __syncthreads();
     const u32 all_rows = p.matrices[work.matrix].rows;
+    if (gate_up && p.y_half) {
+        __half* y = p.y_half + (u64)work.first_token * p.y_stride;
+        for (u32 i = threadIdx.x; i < S::TOKENS * rows / 2; i += S::THREADS) {
+            // Pairs of columns in the order that they are stored in.
+            u32 t = i / (rows / 2), pair = i % (rows / 2), blocks = rows / 32;
+            u32 r = pair % blocks * 32 + pair / blocks * 2;
+            if (work.first_token + t >= p.tokens || work.first_row + r >= all_rows) continue;
+            float2 value = *(const float2*)(shared + t * stride + r);
+            *(u32*)(y + (u64)t * p.y_stride + permuted_column(work.first_row + r)) = pack(value.x * p.y_scale, value.y * p.y_scale);
+        }
+        return;
+    }
     float* y = p.y + (u64)work.first_token * p.y_stride + work.first_output + work.first_row;
     const bool in_fours = (((u32)(u64)y / 4 | p.y_stride | all_rows) & 3) == 0;
     const u32 width = in_fours ? 4 : 1, per_token = rows / width;
@@ -528,31 +549,49 @@ __device__ __forceinline__ void finish(const Work<S>& work, float (&sums)[S::M_T
         if (in_fours) {
             float4 value = *(const float4*)from;
             if (p.mode == ADD) {
-                float4 before = *(const float4*)to;
+                float4 before = __ldcg((const float4*)to);
                 value.x += before.x, value.y += before.y, value.z += before.z, value.w += before.w;
             }
             *(float4*)to = value;
         } else {
-            *to = p.mode == ADD ? *to + *from : *from;
+            *to = p.mode == ADD ? __ldcg(to) + *from : *from;
         }
     }
 }
 
+// Parts add to y in turn. Thread blocks begin in the order of their indices, z last: the one that is waited for has begun.
+__device__ __forceinline__ void wait_for_turn(const u32* turn, u32 part) {
+    if (threadIdx.x == 0) {
+        u32 now;
+        do {
+            asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(now) : "l"(turn) : "memory");
+        } while (now != part);
+        __threadfence();
+    }
+    __syncthreads();
+}
+
+__device__ __forceinline__ void end_turn(u32* turn, u32 part, u32 parts) {
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) *(volatile u32*)turn = part + 1 == parts ? 0 : part + 1;
+}
+
 template <class S, u32 KIND>
-__device__ __forceinline__ void sum_up(const Work<S>& work, float (&sums)[S::M_TILES][S::N_TILES][4], u8* shared) {
-    const u32 format = work.format, groups = work.groups, steps = (groups + 3) / 4;
+__device__ __forceinline__ void sum_up(const Work<S>& work, float (&sums)[S::M_TILES][S::N_TILES][4], u8* shared, u32 first, u32 steps) {
+    const u32 format = work.format, groups = work.groups;
     const u32 stage_bytes = S::X_BYTES + S::TILES * gemm_tile_bytes(format);
     const u32 base = shared_address(shared);
     // Weights come from no other kernel: they may be on their way before its results are there.
     for (u32 s = 0; s < S::STAGES - 1; s++)
-        if (s < steps) copy_weights<S, KIND>(work, base + s * stage_bytes + S::X_BYTES, s);
+        if (first + s < steps) copy_weights<S, KIND>(work, base + s * stage_bytes + S::X_BYTES, first + s);
     pdl_wait();
     for (u32 s = 0; s < S::STAGES - 1; s++) {
-        if (s < steps) copy_x<S>(work, base + s * stage_bytes, s);
+        if (first + s < steps) copy_x<S>(work, base + s * stage_bytes, first + s);
         copy_commit();
     }
     u32 stage = 0;
-    for (u32 s = 0; s < steps; s++) {
+    for (u32 s = first; s < steps; s++) {
         copy_wait<S::STAGES - 2>();
         __syncthreads();
         u32 next = s + S::STAGES - 1;
@@ -582,34 +621,42 @@ __device__ __forceinline__ void sum_up(const Work<S>& work, float (&sums)[S::M_T
 template <class S, u32 KINDS = 0x1ff>
 __device__ __forceinline__ void gemm(const PrefillGemm& p) {
     extern __shared__ __align__(128) u8 shared[];
-    const Work<S> work = Work<S>::of(p);
-    float sums[S::M_TILES][S::N_TILES][4];
+    const u32 parts = gemm_parts(p.mode, p.matrices[0].columns), last_part = gridDim.z > 1 ? blockIdx.z : parts - 1;
+    for (u32 part = gridDim.z > 1 ? blockIdx.z : 0; part <= last_part; part++) {
+        const Work<S> work = Work<S>::of(p);
+        float sums[S::M_TILES][S::N_TILES][4];
 #pragma unroll
-    for (int m = 0; m < S::M_TILES; m++)
+        for (int m = 0; m < S::M_TILES; m++)
 #pragma unroll
-        for (int n = 0; n < S::N_TILES; n++)
+            for (int n = 0; n < S::N_TILES; n++)
 #pragma unroll
-            for (int e = 0; e < 4; e++) sums[m][n][e] = 0.0f;
-    switch (work.format) {
-        case Q4_0:
-        case Q4_1:
-        case Q4_K:
-            if (KINDS >> FOUR & 1) sum_up<S, FOUR>(work, sums, shared);
-            break;
-        case Q5_0:
-        case Q5_1:
-        case Q5_K:
-            if (KINDS >> FIVE & 1) sum_up<S, FIVE>(work, sums, shared);
-            break;
-        case Q6_K:
-            if (KINDS >> SIX & 1) sum_up<S, SIX>(work, sums, shared);
-            break;
-        case Q8_0:
-            if (KINDS >> EIGHT & 1) sum_up<S, EIGHT>(work, sums, shared);
-            break;
-        case TERNARY:
-            if (KINDS >> TWO & 1) sum_up<S, TWO>(work, sums, shared);
-            break;
+                for (int e = 0; e < 4; e++) sums[m][n][e] = 0.0f;
+        const u32 steps = (work.groups + 3) / 4, first = steps * part / parts, end = steps * (part + 1) / parts;
+        switch (work.format) {
+            case Q4_0:
+            case Q4_1:
+            case Q4_K:
+                if (KINDS >> FOUR & 1) sum_up<S, FOUR>(work, sums, shared, first, end);
+                break;
+            case Q5_0:
+            case Q5_1:
+            case Q5_K:
+                if (KINDS >> FIVE & 1) sum_up<S, FIVE>(work, sums, shared, first, end);
+                break;
+            case Q6_K:
+                if (KINDS >> SIX & 1) sum_up<S, SIX>(work, sums, shared, first, end);
+                break;
+            case Q8_0:
+                if (KINDS >> EIGHT & 1) sum_up<S, EIGHT>(work, sums, shared, first, end);
+                break;
+            case TERNARY:
+                if (KINDS >> TWO & 1) sum_up<S, TWO>(work, sums, shared, first, end);
+                break;
+        }
+        u32* turn = p.turns + blockIdx.y * gridDim.x + blockIdx.x;
+        if (gridDim.z > 1) wait_for_turn(turn, part);
+        finish<S>(Work<S>::of(p), part == 0, sums, (float*)shared);
+        if (gridDim.z > 1) end_turn(turn, part, parts);
+        __syncthreads();
     }
-    finish<S>(Work<S>::of(p), sums, (float*)shared);
 }

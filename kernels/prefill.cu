@@ -9,11 +9,14 @@
 //  (prefill_rows         attended, attn_sub_norm         -> xh, row_scale: with a sub-norm or a ternary attn_output)
 //   prefill_gemm         xh, attn_output                 -> x += ...                                        (ADD)
 //   prefill_rows         x, ffn_norm                     -> xh, row_scale
-//   prefill_gemm         xh, gate and up                 -> activated (M, intermediate) = act(gate) * up    (GATE_UP)
-//   prefill_rows         activated, ffn_sub_norm or NULL -> xh, row_scale
-//   prefill_gemm         xh, down                        -> x += ...                                        (ADD)
-// After them decode_head, on one row of x. gate and up of different formats: STORE each of them into its own buffer, then
-// prefill_rows with `up`. All parameters by value. All matrices of a launch have the same columns.
+//   prefill_gemm         xh, gate and up                 -> act(gate) * up: f16 as y_half, times y_scale 2^-4; or f32 (M,
+//                                                           intermediate) where the next line is needed   (GATE_UP)
+//  (prefill_rows         activated, ffn_sub_norm         -> xh, row_scale: with a sub-norm or a ternary down)
+//   prefill_gemm         xh, down                        -> x += ..., x_scale 2^4 for y_half                (ADD)
+// After them decode_head, on one row of x. f16 straight from attention or GATE_UP wants a width that is a multiple of 128, since
+// nothing writes zeros behind it. Halves of 1/16 of the FFN's values reach from 2^-20 to 10^6; what is above becomes infinite and
+// so an error, not a wrong number. gate and up of different formats: STORE each of them into its own buffer, then prefill_rows
+// with `up`. All parameters by value. All matrices of a launch have the same columns.
 #include "flash.cuh"
 
 // ---- Embedding
@@ -271,24 +274,22 @@ extern "C" __global__ void __launch_bounds__(256) prefill_rope_append(const __gr
 // ---- GEMM and attention: see gemm.cuh and flash.cuh
 
 // A thread block has R weight rows (GATE_UP: R / 2 of gate and R / 2 of up) x T tokens, in prefill_gemm_RxT. Grid (ceil(M / T),
-// sum over the matrices of ceil(rows / R); GATE_UP: ceil(rows / (R / 2))), block 128, shared gemm_shared(R, T, stages, the matrices'
-// largest tile_bytes). The same bits from each of them: the host takes the one that is fastest for the shape and the GPU.
-typedef Shape<2, 16, 4, 1, 2> Shape128x128;
+// sum over the matrices of ceil(rows / R), parts) (GATE_UP: ceil(rows / (R / 2))), parts = 1 or gemm_parts(mode, columns), block 128,
+// shared gemm_shared(R, T, stages, the largest gemm_tile_bytes of the matrices). The same bits from each of them: the host takes
+// 128x64 where that has as many thread blocks as the GPU has SMs, else 64x64; gemm_parts where even that has fewer than twice as many.
+#if __CUDA_ARCH__ == 750 || __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200
+constexpr int SMALL_STAGES = 2;  // 100 KB of shared memory an SM, or less
+#else
+constexpr int SMALL_STAGES = 3;
+#endif
 typedef Shape<2, 8, 4, 1, 2> Shape128x64;
-typedef Shape<2, 4, 2, 2, 2> Shape64x64;
-typedef Shape<2, 2, 2, 2, 2> Shape64x32;
+typedef Shape<2, 4, 2, 2, SMALL_STAGES> Shape64x64;
 
-extern "C" __global__ void __launch_bounds__(128, 2) prefill_gemm_128x128(const __grid_constant__ PrefillGemm p) {
-    gemm<Shape128x128>(p);
-}
 extern "C" __global__ void __launch_bounds__(128, 3) prefill_gemm_128x64(const __grid_constant__ PrefillGemm p) {
     gemm<Shape128x64>(p);
 }
 extern "C" __global__ void __launch_bounds__(128, 4) prefill_gemm_64x64(const __grid_constant__ PrefillGemm p) {
     gemm<Shape64x64>(p);
-}
-extern "C" __global__ void __launch_bounds__(128, 4) prefill_gemm_64x32(const __grid_constant__ PrefillGemm p) {
-    gemm<Shape64x32>(p);
 }
 
 // prefill_attention_D for head_dim D: grid (ceil(M * group / 64), kv_heads), group = query_heads / kv_heads, block 128, shared

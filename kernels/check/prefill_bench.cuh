@@ -4,14 +4,8 @@
 static std::vector<Variant> sweep_variants() {
     const u32 FOURS_ONLY = 1 << FOUR;
     return {
-        variant<Shape<2, 16, 4, 1, 3>>("128x128/3", gemm_four_limited<Shape<2, 16, 4, 1, 3>, 1>, FOURS_ONLY),
         variant<Shape<2, 8, 4, 2, 2>>("128x128w8", gemm_four_limited<Shape<2, 8, 4, 2, 2>, 2>, FOURS_ONLY),
-        variant<Shape<4, 8, 4, 2, 2>>("256x128w8", gemm_four_limited<Shape<4, 8, 4, 2, 2>, 1>, FOURS_ONLY),
-        variant<Shape<2, 16, 8, 1, 2>>("256x128w8t", gemm_four_limited<Shape<2, 16, 8, 1, 2>, 1>, FOURS_ONLY),
-        variant<Shape<4, 8, 2, 2, 2>>("128x128b", gemm_four_limited<Shape<4, 8, 2, 2, 2>, 2>, FOURS_ONLY),
-        variant<Shape<2, 8, 4, 1, 3>>("128x64/3", gemm_four_limited<Shape<2, 8, 4, 1, 3>, 3>, FOURS_ONLY),
-        variant<Shape<2, 8, 2, 2, 2>>("64x128", gemm_four_limited<Shape<2, 8, 2, 2, 2>, 3>, FOURS_ONLY),
-        variant<Shape<2, 4, 2, 2, 3>>("64x64/3", gemm_four_limited<Shape<2, 4, 2, 2, 3>, 4>, FOURS_ONLY),
+        variant<Shape<1, 8, 4, 1, 3>>("64x64m/3", gemm_four_limited<Shape<1, 8, 4, 1, 3>, 4>, FOURS_ONLY),
     };
 }
 
@@ -53,11 +47,12 @@ static double milliseconds(int repeats, const std::function<void(int)>& what) {
         CUDA(cudaEventCreate(&to));
     }
     std::vector<float> times;
+    CUDA(cudaDeviceSynchronize());
     what(0);
     for (int i = 0; i < repeats; i++) {
-        CUDA(cudaEventRecord(from));
+        CUDA(cudaEventRecord(from, g_stream));
         what(i + 1);
-        CUDA(cudaEventRecord(to));
+        CUDA(cudaEventRecord(to, g_stream));
         CUDA(cudaEventSynchronize(to));
         float ms;
         CUDA(cudaEventElapsedTime(&ms, from, to));
@@ -102,6 +97,8 @@ static void bench_format(u32 format, u32 layers, u32 context) {
     std::vector<float> ones(most, 1.0f);
     Gpu<float> x((size_t)most * 1536), qkv((size_t)most * 2048), activated((size_t)most * 8960), row_scale(ones);
     Gpu<u16> xh((size_t)most * 8960), attended((size_t)most * 1536), q((size_t)most * 1536);
+    Gpu<u16> activated_half((size_t)most * 8960);
+    Gpu<u32> turns(std::vector<u32>(4096, 0));
     Gpu<u16> keys((size_t)context * 256), values((size_t)context * 256);
     Gpu<float> norm(std::vector<float>(1536, 1.0f));
     std::vector<float2> angles((size_t)context * 64, make_float2(0.6f, 0.8f));
@@ -116,33 +113,41 @@ static void bench_format(u32 format, u32 layers, u32 context) {
         auto fit = [&](const PrefillGemm& from, const u16* in, u32 columns, float* out, u32 y_stride) {
             PrefillGemm g = from;
             g.x = (const __half*)in, g.row_scale = row_scale.p, g.y = out, g.tokens = tokens, g.x_stride = columns, g.y_stride = y_stride;
+            g.turns = turns.p, g.x_scale = 1, g.y_scale = 0.0625f;
+            if (g.mode == GATE_UP) g.y_half = (__half*)activated_half.p;
             return g;
         };
         auto qkv_of = [&](u32 l) { return fit(model.qkv[l], xh.p, 1536, qkv.p, 2048); };
         auto output_of = [&](u32 l) { return fit(model.output[l], attended.p, 1536, x.p, 1536); };
         auto gate_up_of = [&](u32 l) { return fit(model.gate_up[l], xh.p, 1536, activated.p, 8960); };
-        auto down_of = [&](u32 l) { return fit(model.down[l], xh.p, 8960, x.p, 1536); };
+        auto down_of = [&](u32 l) { return fit(model.down[l], activated_half.p, 8960, x.p, 1536); };
         struct Op {
             const char* name;
             std::function<PrefillGemm(u32)> of;
             double flops;
             size_t best;
             double best_ms;
-        } ops[] = {{"qkv", qkv_of, 2.0 * 2048 * 1536 * tokens, 0, 1e9},
-                   {"output", output_of, 2.0 * 1536 * 1536 * tokens, 0, 1e9},
-                   {"gate_up", gate_up_of, 2.0 * 17920 * 1536 * tokens, 0, 1e9},
-                   {"down", down_of, 2.0 * 1536 * 8960 * tokens, 0, 1e9}};
-        g_pdl = true;
+            bool in_parts;
+        } ops[] = {{"qkv", qkv_of, 2.0 * 2048 * 1536 * tokens, 0, 1e9, false},
+                   {"output", output_of, 2.0 * 1536 * 1536 * tokens, 0, 1e9, false},
+                   {"gate_up", gate_up_of, 2.0 * 17920 * 1536 * tokens, 0, 1e9, false},
+                   {"down", down_of, 2.0 * 1536 * 8960 * tokens, 0, 1e9, false}};
+        g_pdl = false;
         double gemm_ms = 0, gemm_flops = 0;
         for (auto& op : ops) {
             printf("%s %u %-8s us (TFLOP/s):", name(format).c_str(), tokens, op.name);
             for (size_t v = 0; v < variants.size(); v++) {
                 const u32 each = 8;
-                double ms = milliseconds(5, [&](int i) {
-                                for (u32 l = 0; l < each; l++) run(variants[v], op.of((i * each + l) % layers));
-                            }) / each;
-                printf("  %s %.1f (%.0f)", variants[v].name, ms * 1e3, op.flops / ms / 1e9);
-                if (ms < op.best_ms) op.best_ms = ms, op.best = v;
+                for (bool in_parts : {false, true}) {
+                    PrefillGemm first = op.of(0);
+                    if (in_parts && gemm_parts(first.mode, first.matrices[0].columns) == 1) continue;
+                    if (first.mode == GATE_UP && !variants[v].pairs) continue;
+                    double ms = milliseconds(5, [&](int i) {
+                                    for (u32 l = 0; l < each; l++) run(variants[v], op.of((i * each + l) % layers), in_parts);
+                                }) / each;
+                    printf("  %s%s %.1f (%.0f)", variants[v].name, in_parts ? " in parts" : "", ms * 1e3, op.flops / ms / 1e9);
+                    if (ms < op.best_ms) op.best_ms = ms, op.best = v, op.in_parts = in_parts;
+                }
             }
             printf("\n");
             gemm_ms += op.best_ms, gemm_flops += op.flops;
@@ -160,17 +165,36 @@ static void bench_format(u32 format, u32 layers, u32 context) {
         auto many = [&](const std::function<void()>& what) { return milliseconds(5, [&](int) { for (int i = 0; i < 16; i++) what(); }) / 16 * 1e3; };
         printf("%s %u us: rows 1536 %.1f, rows 8960 %.1f, rope %.1f, attention %.1f\n", name(format).c_str(), tokens, many(norm_rows), many(ffn_rows),
                many(append), many(attend_all));
+        auto all_layers = [&] {
+            for (u32 l = 0; l < 28; l++) {
+                u32 w = l % layers;
+                auto gemm_of = [&](int op, const PrefillGemm& g) { run(variants[ops[op].best], g, ops[op].in_parts); };
+                norm_rows(), gemm_of(0, qkv_of(w)), append(), attend_all(), gemm_of(1, output_of(w));
+                norm_rows(), gemm_of(2, gate_up_of(w)), gemm_of(3, down_of(w));
+            }
+        };
         for (bool pdl : {false, true}) {
             g_pdl = pdl;
+            double host = 0;
             double ms = milliseconds(5, [&](int) {
-                for (u32 l = 0; l < 28; l++) {
-                    u32 w = l % layers;
-                    norm_rows(), run(variants[ops[0].best], qkv_of(w)), append(), attend_all(), run(variants[ops[1].best], output_of(w));
-                    norm_rows(), run(variants[ops[2].best], gate_up_of(w)), ffn_rows(), run(variants[ops[3].best], down_of(w));
-                }
+                auto from = std::chrono::steady_clock::now();
+                all_layers();
+                host = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - from).count();
             });
-            printf("%s %u tokens, 28 layers%s: %.2f ms, %.0f tok/s\n", name(format).c_str(), tokens, pdl ? ", PDL" : "", ms, tokens / ms * 1e3);
+            printf("%s %u tokens, 28 layers%s: %.2f ms, %.0f tok/s; launched in %.2f ms\n", name(format).c_str(), tokens, pdl ? ", PDL" : "", ms,
+                   tokens / ms * 1e3, host);
+            cudaGraph_t graph;
+            cudaGraphExec_t executable;
+            CUDA(cudaStreamBeginCapture(g_stream, cudaStreamCaptureModeThreadLocal));
+            all_layers();
+            CUDA(cudaStreamEndCapture(g_stream, &graph));
+            CUDA(cudaGraphInstantiate(&executable, graph, 0));
+            ms = milliseconds(5, [&](int) { CUDA(cudaGraphLaunch(executable, g_stream)); });
+            printf("%s %u tokens, 28 layers in a graph%s: %.2f ms, %.0f tok/s\n", name(format).c_str(), tokens, pdl ? ", PDL" : "", ms, tokens / ms * 1e3);
+            CUDA(cudaGraphExecDestroy(executable));
+            CUDA(cudaGraphDestroy(graph));
         }
+        g_pdl = false;
     }
     if (format != Q4_0) return;
     g_pdl = false;

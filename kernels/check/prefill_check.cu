@@ -1,6 +1,6 @@
 // Checks every prefill kernel against plain arithmetic in double precision, then measures them.
-//   nvcc -O3 -arch=sm_90 -std=c++17 prefill_check.cu -o prefill_check && ./prefill_check [bench]
-// Exit status 0: every check passed. Results are the same whatever the machine, times of course are not.
+//   nvcc -O3 -arch=sm_90 -std=c++17 prefill_check.cu -o prefill_check && ./prefill_check [small] [bench]
+// `small`: few and small shapes, for compute-sanitizer. `bench`: measures; with `only` it checks nothing before. Exit status 0: every check passed. Results are the same whatever the machine, times of course are not.
 #include "../prefill.cu"
 
 #include <algorithm>
@@ -8,7 +8,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <chrono>
 #include <functional>
+#include <map>
 #include <string>
 #include <thread>
 #include <vector>
@@ -25,10 +27,17 @@
 
 // Launches with or without programmatic dependent launch.
 static bool g_pdl = false;
+static cudaStream_t g_stream = nullptr;
 template <class P>
 static void launch(void (*kernel)(P), dim3 grid, u32 threads, u32 shared, const P& p) {
-    CUDA(cudaFuncSetAttribute((const void*)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
+    static std::map<const void*, u32> allowed;
+    if (shared > allowed[(const void*)kernel]) {
+        CUDA(cudaFuncSetAttribute((const void*)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
+        allowed[(const void*)kernel] = shared;
+    }
+    if (!g_stream) CUDA(cudaStreamCreate(&g_stream));
     cudaLaunchConfig_t config = {};
+    config.stream = g_stream;
     config.gridDim = grid, config.blockDim = dim3(threads), config.dynamicSmemBytes = shared;
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -36,11 +45,11 @@ static void launch(void (*kernel)(P), dim3 grid, u32 threads, u32 shared, const 
     config.attrs = &attribute, config.numAttrs = g_pdl ? 1 : 0;
     CUDA(cudaLaunchKernelEx(&config, kernel, p));
 }
-constexpr int PREFILL_SCALE = 1;
 #endif
 
 // ---- Small tools
 
+static bool g_small = false;
 static u64 g_random = 88172645463325252ull;
 static u32 random_u32() {
     g_random ^= g_random << 13, g_random ^= g_random >> 7, g_random ^= g_random << 17;
@@ -270,6 +279,7 @@ struct Variant {
     const char* name;
     void (*kernel)(PrefillGemm);
     u32 rows, tokens, threads, stages, kinds;
+    bool pairs;  // of row tiles a warp: GATE_UP needs them
 };
 
 template <class S>
@@ -283,12 +293,11 @@ __global__ void __launch_bounds__(S::THREADS, BLOCKS) gemm_four_limited(const __
 
 template <class S>
 static Variant variant(const char* name, void (*kernel)(PrefillGemm), u32 kinds = 0x1ff) {
-    return {name, kernel, S::ROWS, S::TOKENS, S::THREADS, S::STAGES, kinds};
+    return {name, kernel, S::ROWS, S::TOKENS, S::THREADS, S::STAGES, kinds, S::M_TILES % 2 == 0};
 }
 
 static std::vector<Variant> product_variants() {
-    return {variant<Shape128x128>("128x128", prefill_gemm_128x128), variant<Shape128x64>("128x64", prefill_gemm_128x64),
-            variant<Shape64x64>("64x64", prefill_gemm_64x64), variant<Shape64x32>("64x32", prefill_gemm_64x32)};
+    return {variant<Shape128x64>("128x64", prefill_gemm_128x64), variant<Shape64x64>("64x64", prefill_gemm_64x64)};
 }
 
 static bool supports(const Variant& v, u32 format) {
@@ -296,14 +305,15 @@ static bool supports(const Variant& v, u32 format) {
     return v.kinds >> kind & 1;
 }
 
-static void run(const Variant& v, const PrefillGemm& p) {
+static void run(const Variant& v, const PrefillGemm& p, bool in_parts = false) {
     u32 tile_bytes = 0, blocks = 0;
     for (u32 m = 0; m < p.count; m++) {
         tile_bytes = std::max(tile_bytes, gemm_tile_bytes(p.matrices[m].format));
         blocks += (p.matrices[m].rows + v.rows - 1) / v.rows;
     }
     if (p.mode == GATE_UP) blocks = (p.matrices[0].rows + v.rows / 2 - 1) / (v.rows / 2);
-    launch(v.kernel, dim3((p.tokens + v.tokens - 1) / v.tokens, blocks), v.threads, gemm_shared(v.rows, v.tokens, v.stages, tile_bytes), p);
+    u32 parts = in_parts ? gemm_parts(p.mode, p.matrices[0].columns) : 1;
+    launch(v.kernel, dim3((p.tokens + v.tokens - 1) / v.tokens, blocks, parts), v.threads, gemm_shared(v.rows, v.tokens, v.stages, tile_bytes), p);
 }
 
 struct Expected {
@@ -341,7 +351,8 @@ static double silu_mul(double g, double u) { return g / (1 + std::exp(-g)) * u; 
 static void check_gemm(u32 format, bool with_scales, u32 tokens, u32 rows, u32 columns, const std::vector<Variant>& variants) {
     Weights a(format, rows, columns, true, with_scales), b(format, rows, columns, false, with_scales);
     const bool exact = format == TERNARY && !with_scales;
-    u32 x_stride = (columns + 127) / 128 * 128, y_stride = 2 * rows + (rows % 4 == 0 ? 4 : 3);
+    auto x_of = [](u32 columns) { return (columns + 127) / 128 * 128; };
+    u32 x_stride = x_of(columns), y_stride = 2 * rows + (rows % 4 == 0 ? 4 : 3);
     std::vector<float> x((size_t)tokens * columns), row_scale(tokens);
     std::vector<u16> x16((size_t)tokens * x_stride, 0);
     for (auto& s : row_scale) s = exact ? 0.013f : std::ldexp(1.0f, (int)(random_u32() % 5) - 12);
@@ -355,15 +366,17 @@ static void check_gemm(u32 format, bool with_scales, u32 tokens, u32 rows, u32 c
     Expected ea = product(a, x, row_scale, tokens), eb = product(b, x, row_scale, tokens);
     Gpu<u16> d_x(x16);
     Gpu<float> d_scale(row_scale), d_y((size_t)tokens * y_stride);
+    Gpu<u16> d_half((size_t)tokens * x_of(rows));
+    Gpu<u32> d_turns(std::vector<u32>(((tokens + 63) / 64) * ((rows + 31) / 32), 0));
     std::vector<float> first[3];
     for (const auto& v : variants) {
         if (!supports(v, format)) continue;
-        for (u32 mode = 0; mode < 3; mode++) {
+        for (u32 mode = 0; mode < (v.pairs ? 3 : 2); mode++) {
             std::string what = name(format) + (exact ? " one scale" : "") + " gemm " + v.name + " mode " + std::to_string(mode) + " " +
                                std::to_string(tokens) + "x" + std::to_string(rows) + "x" + std::to_string(columns);
             PrefillGemm p = {};
             p.matrices[0] = a.matrix(), p.matrices[1] = b.matrix(), p.count = mode == ADD ? 1 : 2;
-            p.x = (const __half*)d_x.p, p.row_scale = d_scale.p, p.y = d_y.p;
+            p.x = (const __half*)d_x.p, p.row_scale = d_scale.p, p.y = d_y.p, p.turns = d_turns.p, p.x_scale = NAN, p.y_scale = 0.0625f;
             p.tokens = tokens, p.x_stride = x_stride, p.y_stride = y_stride, p.mode = mode;
             p.activation = columns % 64 == 0;
             d_y.poison();
@@ -414,6 +427,28 @@ static void check_gemm(u32 format, bool with_scales, u32 tokens, u32 rows, u32 c
             verdict(ok, what, worst);
             // The same bits from every shape, and from any part of the tokens.
             std::vector<float>& same = first[mode];
+            if (mode == ADD && gemm_parts(ADD, columns) > 1) {
+                CUDA(cudaMemcpy(d_y.p, before.data(), before.size() * 4, cudaMemcpyHostToDevice));
+                run(v, p, true);
+                std::vector<float> parts = d_y.read();
+                bool zeros = true;
+                for (u32 turn : d_turns.read()) zeros &= turn == 0;
+                verdict(zeros && memcmp(parts.data(), y.data(), y.size() * 4) == 0, what + ": bits of thread blocks in turn", 0);
+            }
+            if (mode == GATE_UP && rows % 2 == 0) {
+                PrefillGemm halved = p;
+                halved.y_half = (__half*)d_half.p, halved.y = nullptr, halved.y_stride = x_of(rows);
+                d_half.poison();
+                run(v, halved);
+                std::vector<u16> half = d_half.read();
+                bool equal = true;
+                for (u32 t = 0; t < tokens; t++)
+                    for (u32 c = 0; c < x_of(rows); c++) {
+                        u16 found = half[(size_t)t * x_of(rows) + stored(c)];
+                        equal &= found == (c < rows ? half_bits(y[(size_t)t * y_stride + c] * 0.0625f) : 0xffff);
+                    }
+                verdict(equal, what + ": halves", 0);
+            }
             if (mode != ADD) {
                 if (same.empty())
                     same = y;
@@ -453,7 +488,7 @@ static void check_gemm_mixed(const std::vector<Variant>& variants) {
     }
     Gpu<u16> d_x(x16);
     Gpu<float> d_y((size_t)tokens * total);
-    p.x = (const __half*)d_x.p, p.y = d_y.p, p.count = 3, p.tokens = tokens, p.x_stride = columns, p.y_stride = total;
+    p.x = (const __half*)d_x.p, p.y = d_y.p, p.x_scale = 1, p.count = 3, p.tokens = tokens, p.x_stride = columns, p.y_stride = total;
     for (const auto& v : variants) {
         if (v.kinds != 0x1ff) continue;
         d_y.poison();
@@ -714,8 +749,13 @@ static void check_attention(u32 head_dim, u32 query_heads, u32 kv_heads, u32 pos
 #include "prefill_bench.cuh"
 
 int main(int argc, char** argv) {
-    const bool bench_only = argc > 2, small = PREFILL_SCALE == 0;
-    if (!bench_only) {
+    bool measure = false, check = true;
+    for (int i = 1; i < argc; i++) {
+        g_small |= !strcmp(argv[i], "small"), measure |= !strcmp(argv[i], "bench");
+        if (!strcmp(argv[i], "only")) check = false;
+    }
+    const bool small = g_small;
+    if (check) {
         auto variants = product_variants();
         for (u32 format : FORMATS)
             for (int with_scales = format == TERNARY ? 0 : 1; with_scales < 2; with_scales++) {
@@ -729,7 +769,9 @@ int main(int argc, char** argv) {
                 check_gemm(format, with_scales, 64, 40, 8960, variants);
             }
         check_gemm_mixed(variants);
-        for (const auto& v : sweep_variants()) check_gemm(Q4_0, true, 150, 136, 1504, {v}), check_gemm(Q4_K, true, 150, 136, 512, {v});
+        check_gemm(Q4_0, true, small ? 10 : 130, 40, 8992, variants);
+        for (const auto& v : sweep_variants())
+            if (!small) check_gemm(Q4_0, true, 150, 136, 1504, {v}), check_gemm(Q4_K, true, 150, 136, 512, {v});
         for (u32 columns : {32u, 576u, 1536u, 8960u, 32768u})
             for (int how = 0; how < 8; how++) check_rows(columns, how & 1, how & 2, how & 4, columns == 1536);
         for (u32 format : FORMATS) {
@@ -751,6 +793,6 @@ int main(int argc, char** argv) {
         }
         printf("%d checks, %d failed\n", g_checks, g_failures);
     }
-    if (argc > 1) bench();
+    if (measure) bench();
     return g_failures > 0;
 }
