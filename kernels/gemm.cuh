@@ -300,6 +300,7 @@ struct Shape {
     static constexpr int ROWS = 16 * M_TILES * WARPS_M, TOKENS = 8 * N_TILES * WARPS_N;
     static constexpr int TILES = ROWS / 8, PAIRS = TILES / 2 / (WARPS_M * WARPS_N);  // PAIRS: that a warp copies
     static constexpr int STAGES = STAGES_;
+    static constexpr bool HOPPER = false;
     static constexpr int X_ROW_BYTES = 272;  // 128 halves, and 16 bytes so that ldmatrix finds 8 tokens in 8 different banks
     static constexpr int X_BYTES = TOKENS * X_ROW_BYTES;
 };
@@ -314,9 +315,12 @@ inline __host__ __device__ u32 gemm_tile_bytes(u32 format) {
            : format == Q4_1 || format == Q4_K ? 640
                                               : 768;
 }
-inline __host__ __device__ u32 gemm_shared(u32 rows, u32 tokens, u32 stages, u32 tile_bytes) {
-    u32 pipeline = stages * (tokens * 272 + rows / 8 * tile_bytes), outputs = tokens * (rows + 4) * 4;
-    return pipeline > outputs ? pipeline : outputs;
+inline __host__ __device__ u32 gemm_stage(u32 rows, u32 tokens, u32 tile_bytes, bool hopper) {
+    return hopper ? (tokens * 256 + rows / 8 * tile_bytes + 1023) / 1024 * 1024 : tokens * 272 + rows / 8 * tile_bytes;
+}
+inline __host__ __device__ u32 gemm_shared(u32 rows, u32 tokens, u32 stages, u32 tile_bytes, bool hopper) {
+    u32 pipeline = stages * gemm_stage(rows, tokens, tile_bytes, hopper), outputs = tokens * (rows + 4) * 4;
+    return (pipeline > outputs ? pipeline : outputs) + (hopper ? 1024 : 0);
 }
 
 // What a thread block works on.
@@ -410,16 +414,102 @@ __device__ __forceinline__ void copy_x(const Work<S>& work, u32 shared, u32 step
     constexpr u32 AT_ONCE = S::THREADS / 16;
     const u32 token = work.first_token + threadIdx.x / 16 + fresh_zero(), chunk = threadIdx.x % 16, last = work.p.tokens - 1;
     const __half* from = work.p.x + step * 128 + chunk * 8;
-    shared += threadIdx.x / 16 * S::X_ROW_BYTES + chunk * 16;
+    if (S::HOPPER)  // Two panels of 64 columns, each with its tokens' eight chunks in an order that depends on the token.
+        shared += chunk / 8 * S::TOKENS * 128 + threadIdx.x / 16 * 128 + (chunk % 8 ^ threadIdx.x / 16 % 8) * 16;
+    else
+        shared += threadIdx.x / 16 * S::X_ROW_BYTES + chunk * 16;
 #pragma unroll
     for (u32 t = 0; t < S::TOKENS; t += AT_ONCE)
         copy_16(shared + t * S::X_ROW_BYTES, from + (u64)min(token + t, last) * work.p.x_stride);
 }
 
+// The sums of a step on Hopper (sm_90a): a warpgroup of four warps multiplies its 64 rows, in registers as above, with all tokens,
+// straight from shared memory and while the next weights are made.
+struct HopperBase {
+    static constexpr int M_TILES = 1, WARPS_N = 1, PAIRS = 1, X_ROW_BYTES = 128;
+    static constexpr bool HOPPER = true;
+};
+
+template <int WARPGROUPS, int TOKENS_, int STAGES_>
+struct HopperShape : HopperBase {
+    static constexpr int N_TILES = TOKENS_ / 8, WARPS_M = 4 * WARPGROUPS, THREADS = 32 * WARPS_M;
+    static constexpr int ROWS = 64 * WARPGROUPS, TOKENS = TOKENS_, TILES = ROWS / 8, STAGES = STAGES_, X_BYTES = TOKENS * 256;
+};
+
+// What this thread wrote to shared memory is there for the tensor cores.
+__device__ __forceinline__ void fence_async() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int PENDING>
+__device__ __forceinline__ void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+}
+
+#define SUMS4(n) "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])
+#define SUMS16(n) SUMS4(n), SUMS4(n + 1), SUMS4(n + 2), SUMS4(n + 3)
+
+// d (64 x 64 or 128) += a (64 x 16) * b; `b` describes 16 columns of the tokens in shared memory.
+__device__ __forceinline__ void wgmma(float (&d)[8][4], const u32 (&a)[4], u64 b) {
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, {%32, %33, %34, %35}, %36, 1, 1, 1, 0;"
+        : SUMS16(0), SUMS16(4)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+__device__ __forceinline__ void wgmma(float (&d)[16][4], const u32 (&a)[4], u64 b) {
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, "
+        "%41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+        "{%64, %65, %66, %67}, %68, 1, 1, 1, 0;"
+        : SUMS16(0), SUMS16(4), SUMS16(8), SUMS16(12)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+#endif
+
+template <class S, u32 KIND>
+__device__ __forceinline__ void multiply_async(float (&sums)[S::N_TILES][4], const Group<KIND> (&groups)[2], u32 x) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    // Rows of 128 bytes, 8 of them 1024 further each time, in the tensor cores' order of 128-byte rows.
+    const u64 layout = (u64)1 << 62 | (u64)(1024 / 16) << 32 | (u64)1 << 16;
+    u32 a[2][2][4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        Group<KIND> parts[2] = {groups[0], groups[1]};
+#pragma unroll
+        for (int g = 0; g < 2; g++) {
+            if (i / 2 == 1) parts[g].second_half();
+            u32 pairs[4];
+            parts[g].values(i % 2, pairs);
+            a[i % 2][0][g] = pairs[0], a[i % 2][0][2 + g] = pairs[1];
+            a[i % 2][1][g] = pairs[2], a[i % 2][1][2 + g] = pairs[3];
+        }
+        wgmma_fence();
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            u32 at = x + i / 2 * (S::TOKENS * 128) + (i % 2 * 2 + j) * 32;
+            wgmma(sums, a[i % 2][j], layout | (at & 0x3ffff) >> 4);
+        }
+        wgmma_commit();
+        if (i < 3)
+            wgmma_wait<1>();
+        else
+            wgmma_wait<0>();
+    }
+#endif
+}
+
 // The sums of a step.
 template <class S, u32 KIND>
-__device__ __forceinline__ void multiply(float (&sums)[S::M_TILES][S::N_TILES][4], const u8* weights, u32 x, u32 warp_m,
+__device__ __forceinline__ void multiply(float (&sums)[S::M_TILES][S::N_TILES][4], const u8* weights, u32 x, u32 thread,
                                          const Place& place, u32 format, bool has_scales) {
+    const u32 warp_m = thread / 32 % S::WARPS_M;
     constexpr int GROUPS = 2 * S::M_TILES;
     const u8* scales = weights + S::TILES * 32 * (Planes<KIND>::CODES + Planes<KIND>::HIGH);
     const u32 tile = warp_m * GROUPS;
@@ -442,6 +532,12 @@ __device__ __forceinline__ void multiply(float (&sums)[S::M_TILES][S::N_TILES][4
 #pragma unroll
         for (int g = 0; g < GROUPS; g++) groups[g].load_super(scales, tile + g, place);
     }
+    if constexpr (S::HOPPER) {
+        multiply_async<S, KIND>(sums[0], groups, x);
+        return;
+    }
+    const u32 eight = thread % 32 / 8, warp_n = thread / 32 / S::WARPS_M;
+    x += (warp_n * S::N_TILES * 8 + eight / 2 * 8 + thread % 8) * S::X_ROW_BYTES + eight % 2 * 16;
     // Half a group at a time, in a loop: half the code, and fewer registers.
 #pragma unroll 1
     for (int half = 0; half < 2; half++) {
@@ -482,7 +578,8 @@ __device__ __forceinline__ void finish(const Work<S>& work, bool first_part, flo
     const u32 warp_m = threadIdx.x / 32 % S::WARPS_M, warp_n = threadIdx.x / 32 / S::WARPS_M;
     const u32 lane = threadIdx.x % 32, row = lane / 4, token = lane % 4 * 2;
     const bool gate_up = p.mode == GATE_UP;
-    const u32 rows = gate_up ? S::ROWS / 2 : S::ROWS, stride = rows + 4;
+    constexpr u32 stride = S::ROWS + 4;
+    const u32 rows = gate_up ? S::ROWS / 2 : S::ROWS;
 #pragma unroll
     for (int n = 0; n < S::N_TILES; n++)
 #pragma unroll
@@ -517,12 +614,7 @@ __device__ __forceinline__ void finish(const Work<S>& work, bool first_part, flo
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 u32 t = (warp_n * S::N_TILES + n) * 8 + token + e % 2;
-                if (!gate_up) {
-                    shared[t * stride + (warp_m * S::M_TILES + m) * 16 + e / 2 * 8 + row] = sums[m][n][e];
-                } else if (S::M_TILES % 2 == 0 && m % 2 == 0) {
-                    shared[t * stride + (warp_m * S::M_TILES + m) * 8 + e / 2 * 8 + row] =
-                        activate(p.activation, sums[m][n][e], sums[(m + 1) % S::M_TILES][n][e]);
-                }
+                shared[t * stride + (warp_m * S::M_TILES + m) * 16 + e / 2 * 8 + row] = sums[m][n][e];
             }
     __syncthreads();
     const u32 all_rows = p.matrices[work.matrix].rows;
@@ -533,8 +625,9 @@ __device__ __forceinline__ void finish(const Work<S>& work, bool first_part, flo
             u32 t = i / (rows / 2), pair = i % (rows / 2), blocks = rows / 32;
             u32 r = pair % blocks * 32 + pair / blocks * 2;
             if (work.first_token + t >= p.tokens || work.first_row + r >= all_rows) continue;
-            float2 value = *(const float2*)(shared + t * stride + r);
-            *(u32*)(y + (u64)t * p.y_stride + permuted_column(work.first_row + r)) = pack(value.x * p.y_scale, value.y * p.y_scale);
+            const float2 *gate = (const float2*)(shared + t * stride + r / 16 * 32 + r % 16), *up = gate + 8;
+            float a = activate(p.activation, gate->x, up->x), b = activate(p.activation, gate->y, up->y);
+            *(u32*)(y + (u64)t * p.y_stride + permuted_column(work.first_row + r)) = pack(a * p.y_scale, b * p.y_scale);
         }
         return;
     }
@@ -545,16 +638,22 @@ __device__ __forceinline__ void finish(const Work<S>& work, bool first_part, flo
         u32 t = i / per_token, r = i % per_token * width;
         if (work.first_token + t >= p.tokens || work.first_row + r >= all_rows) continue;
         float* to = y + (u64)t * p.y_stride + r;
-        const float* from = shared + t * stride + r;
+        // Of gate and up each has 16 rows in turn.
+        const float* from = shared + t * stride + (gate_up ? r / 16 * 32 + r % 16 : r);
         if (in_fours) {
             float4 value = *(const float4*)from;
             if (p.mode == ADD) {
                 float4 before = __ldcg((const float4*)to);
                 value.x += before.x, value.y += before.y, value.z += before.z, value.w += before.w;
             }
+            if (gate_up) {
+                float4 up = *(const float4*)(from + 16);
+                value.x = activate(p.activation, value.x, up.x), value.y = activate(p.activation, value.y, up.y);
+                value.z = activate(p.activation, value.z, up.z), value.w = activate(p.activation, value.w, up.w);
+            }
             *(float4*)to = value;
         } else {
-            *to = p.mode == ADD ? __ldcg(to) + *from : *from;
+            *to = gate_up ? activate(p.activation, *from, from[16]) : p.mode == ADD ? __ldcg(to) + *from : *from;
         }
     }
 }
@@ -580,7 +679,7 @@ __device__ __forceinline__ void end_turn(u32* turn, u32 part, u32 parts) {
 template <class S, u32 KIND>
 __device__ __forceinline__ void sum_up(const Work<S>& work, float (&sums)[S::M_TILES][S::N_TILES][4], u8* shared, u32 first, u32 steps) {
     const u32 format = work.format, groups = work.groups;
-    const u32 stage_bytes = S::X_BYTES + S::TILES * gemm_tile_bytes(format);
+    const u32 stage_bytes = gemm_stage(S::ROWS, S::TOKENS, gemm_tile_bytes(format), S::HOPPER);
     const u32 base = shared_address(shared);
     // Weights come from no other kernel: they may be on their way before its results are there.
     for (u32 s = 0; s < S::STAGES - 1; s++)
@@ -593,6 +692,7 @@ __device__ __forceinline__ void sum_up(const Work<S>& work, float (&sums)[S::M_T
     u32 stage = 0;
     for (u32 s = first; s < steps; s++) {
         copy_wait<S::STAGES - 2>();
+        if (S::HOPPER) fence_async();
         __syncthreads();
         u32 next = s + S::STAGES - 1;
         if (next < steps) {
@@ -601,16 +701,13 @@ __device__ __forceinline__ void sum_up(const Work<S>& work, float (&sums)[S::M_T
             copy_weights<S, KIND>(work, to + S::X_BYTES, next);
         }
         copy_commit();
-        const u32 left = groups - 4 * s, thread = threadIdx.x + fresh_zero(), lane = thread % 32, eight = lane / 8;
-        const u32 warp_m = thread / 32 % S::WARPS_M, warp_n = thread / 32 / S::WARPS_M;
-        const u32 x_lane = (warp_n * S::N_TILES * 8 + eight / 2 * 8 + lane % 8) * S::X_ROW_BYTES + eight % 2 * 16;
+        const u32 left = groups - 4 * s, thread = threadIdx.x + fresh_zero(), lane = thread % 32;
         Place place = {lane, lane / 4, lane % 4, true, s % 2 == 1};
         if (left < 4) {
             place.valid = place.kc < left;
             place.group = place.valid ? place.row * left + place.kc : 0;
         }
-        multiply<S, KIND>(sums, shared + stage * stage_bytes + S::X_BYTES, base + stage * stage_bytes + x_lane, warp_m, place, format,
-                          work.has_scales);
+        multiply<S, KIND>(sums, shared + stage * stage_bytes + S::X_BYTES, base + stage * stage_bytes, thread, place, format, work.has_scales);
         stage = stage + 1 == S::STAGES ? 0 : stage + 1;
     }
     copy_wait<0>();
@@ -620,7 +717,9 @@ __device__ __forceinline__ void sum_up(const Work<S>& work, float (&sums)[S::M_T
 // KINDS: those that are compiled, as bits.
 template <class S, u32 KINDS = 0x1ff>
 __device__ __forceinline__ void gemm(const PrefillGemm& p) {
-    extern __shared__ __align__(128) u8 shared[];
+    extern __shared__ __align__(1024) u8 shared_all[];
+    u8* shared = shared_all;
+    if (S::HOPPER) shared += -shared_address(shared) & 1023;  // To where the tensor cores' order begins.
     const u32 parts = gemm_parts(p.mode, p.matrices[0].columns), last_part = gridDim.z > 1 ? blockIdx.z : parts - 1;
     for (u32 part = gridDim.z > 1 ? blockIdx.z : 0; part <= last_part; part++) {
         const Work<S> work = Work<S>::of(p);

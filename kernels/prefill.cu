@@ -274,22 +274,31 @@ extern "C" __global__ void __launch_bounds__(256) prefill_rope_append(const __gr
 // ---- GEMM and attention: see gemm.cuh and flash.cuh
 
 // A thread block has R weight rows (GATE_UP: R / 2 of gate and R / 2 of up) x T tokens, in prefill_gemm_RxT. Grid (ceil(M / T),
-// sum over the matrices of ceil(rows / R), parts) (GATE_UP: ceil(rows / (R / 2))), parts = 1 or gemm_parts(mode, columns), block 128,
-// shared gemm_shared(R, T, stages, the largest gemm_tile_bytes of the matrices). The same bits from each of them: the host takes
-// 128x64 where that has as many thread blocks as the GPU has SMs, else 64x64; gemm_parts where even that has fewer than twice as many.
+// sum over the matrices of ceil(rows / R), parts) (GATE_UP: ceil(rows / (R / 2))), parts = 1 or gemm_parts(mode, columns), block
+// THREADS of the shape, shared gemm_shared(R, T, STAGES, the largest gemm_tile_bytes of the matrices, false). The same bits from each:
+// the host takes 32x16 for M <= 16, 32x32 for M <= 32, else 128x64 where that has as many thread blocks as the GPU has SMs, else
+// 64x64; and gemm_parts where even so there are fewer than twice as many.
 #if __CUDA_ARCH__ == 750 || __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200
-constexpr int SMALL_STAGES = 2;  // 100 KB of shared memory an SM, or less
+constexpr int STAGES_64 = 2;  // 100 KB of shared memory an SM, or less
 #else
-constexpr int SMALL_STAGES = 3;
+constexpr int STAGES_64 = 3;
 #endif
 typedef Shape<2, 8, 4, 1, 2> Shape128x64;
-typedef Shape<2, 4, 2, 2, SMALL_STAGES> Shape64x64;
+typedef Shape<2, 4, 2, 2, STAGES_64> Shape64x64;
+typedef Shape<1, 4, 2, 1, 4> Shape32x32;  // 64 threads
+typedef Shape<1, 2, 2, 1, 6> Shape32x16;  // 64 threads
 
 extern "C" __global__ void __launch_bounds__(128, 3) prefill_gemm_128x64(const __grid_constant__ PrefillGemm p) {
     gemm<Shape128x64>(p);
 }
 extern "C" __global__ void __launch_bounds__(128, 4) prefill_gemm_64x64(const __grid_constant__ PrefillGemm p) {
     gemm<Shape64x64>(p);
+}
+extern "C" __global__ void __launch_bounds__(64) prefill_gemm_32x32(const __grid_constant__ PrefillGemm p) {
+    gemm<Shape32x32>(p);
+}
+extern "C" __global__ void __launch_bounds__(64) prefill_gemm_32x16(const __grid_constant__ PrefillGemm p) {
+    gemm<Shape32x16>(p);
 }
 
 // prefill_attention_D for head_dim D: grid (ceil(M * group / 64), kv_heads), group = query_heads / kv_heads, block 128, shared

@@ -6,6 +6,14 @@ static std::vector<Variant> sweep_variants() {
     return {
         variant<Shape<2, 8, 4, 2, 2>>("128x128w8", gemm_four_limited<Shape<2, 8, 4, 2, 2>, 2>, FOURS_ONLY),
         variant<Shape<1, 8, 4, 1, 3>>("64x64m/3", gemm_four_limited<Shape<1, 8, 4, 1, 3>, 4>, FOURS_ONLY),
+        variant<Shape<1, 2, 2, 1, 8>>("32x16/8", gemm_four_limited<Shape<1, 2, 2, 1, 8>, 4>, FOURS_ONLY),
+        variant<Shape<1, 2, 4, 1, 4>>("64x16/4", gemm_four_limited<Shape<1, 2, 4, 1, 4>, 4>, FOURS_ONLY),
+#ifdef SM90A  // -DSM90A -gencode arch=compute_90a,code=sm_90a
+        variant<HopperShape<2, 128, 2>>("h128x128", gemm_four_limited<HopperShape<2, 128, 2>, 2>, FOURS_ONLY),
+        variant<HopperShape<2, 64, 3>>("h128x64/3", gemm_four_limited<HopperShape<2, 64, 3>, 2>, FOURS_ONLY),
+        variant<HopperShape<1, 64, 3>>("h64x64/3", gemm_four_limited<HopperShape<1, 64, 3>, 3>, FOURS_ONLY),
+        variant<HopperShape<1, 128, 2>>("h64x128", gemm_four_limited<HopperShape<1, 128, 2>, 3>, FOURS_ONLY),
+#endif
     };
 }
 
@@ -98,7 +106,7 @@ static void bench_format(u32 format, u32 layers, u32 context) {
     Gpu<float> x((size_t)most * 1536), qkv((size_t)most * 2048), activated((size_t)most * 8960), row_scale(ones);
     Gpu<u16> xh((size_t)most * 8960), attended((size_t)most * 1536), q((size_t)most * 1536);
     Gpu<u16> activated_half((size_t)most * 8960);
-    Gpu<u32> turns(std::vector<u32>(4096, 0));
+    Gpu<u32> turns(std::vector<u32>(16384, 0));
     Gpu<u16> keys((size_t)context * 256), values((size_t)context * 256);
     Gpu<float> norm(std::vector<float>(1536, 1.0f));
     std::vector<float2> angles((size_t)context * 64, make_float2(0.6f, 0.8f));
@@ -109,7 +117,8 @@ static void bench_format(u32 format, u32 layers, u32 context) {
     fill_halves<<<512, 256>>>((u32*)values.p, values.count / 2, 0x30003000);
     fill_halves<<<512, 256>>>((u32*)x.p, x.count, 0x3f800000);
 
-    for (u32 tokens : {512u, 2048u}) {
+    for (u32 tokens : {16u, 32u, 64u, 512u, 2048u}) {
+        if (format != Q4_0 && tokens != 16 && tokens < 512) continue;
         auto fit = [&](const PrefillGemm& from, const u16* in, u32 columns, float* out, u32 y_stride) {
             PrefillGemm g = from;
             g.x = (const __half*)in, g.row_scale = row_scale.p, g.y = out, g.tokens = tokens, g.x_stride = columns, g.y_stride = y_stride;
@@ -137,11 +146,12 @@ static void bench_format(u32 format, u32 layers, u32 context) {
         for (auto& op : ops) {
             printf("%s %u %-8s us (TFLOP/s):", name(format).c_str(), tokens, op.name);
             for (size_t v = 0; v < variants.size(); v++) {
+                // The few that are meant for so many tokens.
+                if (tokens > 64 ? variants[v].tokens < 64 : variants[v].tokens > 64) continue;
                 const u32 each = 8;
                 for (bool in_parts : {false, true}) {
                     PrefillGemm first = op.of(0);
                     if (in_parts && gemm_parts(first.mode, first.matrices[0].columns) == 1) continue;
-                    if (first.mode == GATE_UP && !variants[v].pairs) continue;
                     double ms = milliseconds(5, [&](int i) {
                                     for (u32 l = 0; l < each; l++) run(variants[v], op.of((i * each + l) % layers), in_parts);
                                 }) / each;

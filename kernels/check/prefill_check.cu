@@ -279,7 +279,7 @@ struct Variant {
     const char* name;
     void (*kernel)(PrefillGemm);
     u32 rows, tokens, threads, stages, kinds;
-    bool pairs;  // of row tiles a warp: GATE_UP needs them
+    bool hopper;
 };
 
 template <class S>
@@ -293,11 +293,12 @@ __global__ void __launch_bounds__(S::THREADS, BLOCKS) gemm_four_limited(const __
 
 template <class S>
 static Variant variant(const char* name, void (*kernel)(PrefillGemm), u32 kinds = 0x1ff) {
-    return {name, kernel, S::ROWS, S::TOKENS, S::THREADS, S::STAGES, kinds, S::M_TILES % 2 == 0};
+    return {name, kernel, S::ROWS, S::TOKENS, S::THREADS, S::STAGES, kinds, S::HOPPER};
 }
 
 static std::vector<Variant> product_variants() {
-    return {variant<Shape128x64>("128x64", prefill_gemm_128x64), variant<Shape64x64>("64x64", prefill_gemm_64x64)};
+    return {variant<Shape128x64>("128x64", prefill_gemm_128x64), variant<Shape64x64>("64x64", prefill_gemm_64x64),
+            variant<Shape32x32>("32x32", prefill_gemm_32x32), variant<Shape32x16>("32x16", prefill_gemm_32x16)};
 }
 
 static bool supports(const Variant& v, u32 format) {
@@ -313,7 +314,7 @@ static void run(const Variant& v, const PrefillGemm& p, bool in_parts = false) {
     }
     if (p.mode == GATE_UP) blocks = (p.matrices[0].rows + v.rows / 2 - 1) / (v.rows / 2);
     u32 parts = in_parts ? gemm_parts(p.mode, p.matrices[0].columns) : 1;
-    launch(v.kernel, dim3((p.tokens + v.tokens - 1) / v.tokens, blocks, parts), v.threads, gemm_shared(v.rows, v.tokens, v.stages, tile_bytes), p);
+    launch(v.kernel, dim3((p.tokens + v.tokens - 1) / v.tokens, blocks, parts), v.threads, gemm_shared(v.rows, v.tokens, v.stages, tile_bytes, v.hopper), p);
 }
 
 struct Expected {
@@ -367,11 +368,11 @@ static void check_gemm(u32 format, bool with_scales, u32 tokens, u32 rows, u32 c
     Gpu<u16> d_x(x16);
     Gpu<float> d_scale(row_scale), d_y((size_t)tokens * y_stride);
     Gpu<u16> d_half((size_t)tokens * x_of(rows));
-    Gpu<u32> d_turns(std::vector<u32>(((tokens + 63) / 64) * ((rows + 31) / 32), 0));
+    Gpu<u32> d_turns(std::vector<u32>(((tokens + 15) / 16) * ((rows + 31) / 32), 0));
     std::vector<float> first[3];
     for (const auto& v : variants) {
         if (!supports(v, format)) continue;
-        for (u32 mode = 0; mode < (v.pairs ? 3 : 2); mode++) {
+        for (u32 mode = 0; mode < 3; mode++) {
             std::string what = name(format) + (exact ? " one scale" : "") + " gemm " + v.name + " mode " + std::to_string(mode) + " " +
                                std::to_string(tokens) + "x" + std::to_string(rows) + "x" + std::to_string(columns);
             PrefillGemm p = {};
