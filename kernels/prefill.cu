@@ -294,10 +294,10 @@ extern "C" __global__ void __launch_bounds__(128, 3) prefill_gemm_128x64(const _
 extern "C" __global__ void __launch_bounds__(128, 4) prefill_gemm_64x64(const __grid_constant__ PrefillGemm p) {
     gemm<Shape64x64>(p);
 }
-extern "C" __global__ void __launch_bounds__(64) prefill_gemm_32x32(const __grid_constant__ PrefillGemm p) {
+extern "C" __global__ void __launch_bounds__(64, 4) prefill_gemm_32x32(const __grid_constant__ PrefillGemm p) {
     gemm<Shape32x32>(p);
 }
-extern "C" __global__ void __launch_bounds__(64) prefill_gemm_32x16(const __grid_constant__ PrefillGemm p) {
+extern "C" __global__ void __launch_bounds__(64, 4) prefill_gemm_32x16(const __grid_constant__ PrefillGemm p) {
     gemm<Shape32x16>(p);
 }
 
