@@ -1,9 +1,9 @@
 // Causal attention of a chunk of tokens, without a matrix of all scores (FlashAttention 2, Dao, 2023).
 //
-// A thread block takes 64 query rows of one kv head: row r is token r / group, head r % group of those that share the kv head, so
-// that keys and values are read once for all of them. It goes through the positions in tiles that begin at multiples of the tile's
-// length, whatever the chunk: a row's sums are the same however the prompt was cut. A tile that a row sees nothing of leaves its
-// state as it is, to the bit: its weights are 0 and its correction is 2^0.
+// A thread block takes 64 query rows of one kv head: row r is token r / group, head r % group of those that share the
+// kv head, so that keys and values are read once for all of them. It goes through the positions in tiles that begin
+// at multiples of the tile's length, whatever the chunk: a row's sums are the same however the prompt was cut. A tile
+// that a row sees nothing of leaves its state as it is, to the bit: its weights are 0 and its correction is 2^0.
 #pragma once
 #include "gemm.cuh"
 
@@ -60,7 +60,8 @@ __device__ __forceinline__ void copy_positions(u32 shared, const __half* cache, 
         u32 row = at / CHUNKS, chunk = at % CHUNKS;
         if (F::POSITIONS * CHUNKS % F::THREADS != 0 && row >= F::POSITIONS) break;
         bool valid = first + row < end;
-        copy_16(shared + row * F::ROW_BYTES + chunk * 16, valid ? cache + (u64)(first + row) * F::D + chunk * 8 : cache, valid);
+        copy_16(shared + row * F::ROW_BYTES + chunk * 16,
+                valid ? cache + (u64)(first + row) * F::D + chunk * 8 : cache, valid);
     }
 }
 
@@ -84,15 +85,20 @@ struct QueryRows {
     }
     __device__ __forceinline__ u32 token(u32 row) const { return min(row, last) / group; }
     // Its first value, among all heads'.
-    __device__ __forceinline__ u32 column(u32 row, u32 head_dim) const { return (kv_head * group + min(row, last) % group) * head_dim; }
+    __device__ __forceinline__ u32 column(u32 row, u32 head_dim) const {
+        return (kv_head * group + min(row, last) % group) * head_dim;
+    }
     // Of the lane: row r (0 or 1) of the 16 of its warp.
-    __device__ __forceinline__ u32 of_lane(u32 r) const { return first + threadIdx.x / 32 * 16 + r * 8 + threadIdx.x % 32 / 4; }
+    __device__ __forceinline__ u32 of_lane(u32 r) const {
+        return first + threadIdx.x / 32 * 16 + r * 8 + threadIdx.x % 32 / 4;
+    }
 };
 
 // One tile of positions for the 16 rows of a warp.
 template <class F, bool MASKED>
-__device__ __forceinline__ void attend(float (&sums)[F::D / 8][4], float (&max)[2], float (&total)[2], const u32 (&q)[F::D / 16][4],
-                                       u32 keys, u32 values, u32 first, const PrefillAttention& p) {
+__device__ __forceinline__ void attend(float (&sums)[F::D / 8][4], float (&max)[2], float (&total)[2],
+                                       const u32 (&q)[F::D / 16][4], u32 keys, u32 values, u32 first,
+                                       const PrefillAttention& p) {
     constexpr int N = F::POSITIONS / 8;
     const u32 lane = threadIdx.x % 32, matrix = lane / 8;
     float scores[N][4];
@@ -142,7 +148,8 @@ __device__ __forceinline__ void attend(float (&sums)[F::D / 8][4], float (&max)[
 #pragma unroll
     for (int k = 0; k < N / 2; k++) {
         u32 weights[4] = {pack(scores[2 * k][0], scores[2 * k][1]), pack(scores[2 * k][2], scores[2 * k][3]),
-                          pack(scores[2 * k + 1][0], scores[2 * k + 1][1]), pack(scores[2 * k + 1][2], scores[2 * k + 1][3])};
+                          pack(scores[2 * k + 1][0], scores[2 * k + 1][1]),
+                          pack(scores[2 * k + 1][2], scores[2 * k + 1][3])};
 #pragma unroll
         for (int n = 0; n < F::D / 8; n += 2) {
             u32 b[4];
@@ -158,7 +165,8 @@ __device__ __forceinline__ void attention(const PrefillAttention& p) {
     extern __shared__ __align__(1024) u8 shared_all[];
     u8* shared = shared_all;
     // A stage has keys and values of a tile. The last one has the queries first, which go to registers.
-    const u32 base = shared_address(shared), stage_bytes = 2 * F::TILE_BYTES, queries = base + (F::STAGES - 1) * stage_bytes;
+    const u32 base = shared_address(shared), stage_bytes = 2 * F::TILE_BYTES,
+              queries = base + (F::STAGES - 1) * stage_bytes;
     const __half* keys = p.keys + (u64)blockIdx.y * p.capacity * F::D;
     const __half* values = p.values + (u64)blockIdx.y * p.capacity * F::D;
     u32 end, unmasked, q[F::D / 16][4];  // unmasked: tiles that all rows see all of
@@ -166,7 +174,8 @@ __device__ __forceinline__ void attention(const PrefillAttention& p) {
     {
         const QueryRows rows(p, F::ROWS);
         const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-        end = p.position + rows.token(rows.last) + 1, unmasked = (p.position + rows.token(rows.first) + 1) / F::POSITIONS;
+        end = p.position + rows.token(rows.last) + 1,
+        unmasked = (p.position + rows.token(rows.first) + 1) / F::POSITIONS;
         for (u32 at = threadIdx.x; at < F::ROWS * (F::D / 8); at += F::THREADS) {
             const u32 r = at / (F::D / 8), chunk = at % (F::D / 8), row = rows.first + r;
             const u64 place = (u64)rows.token(row) * (p.query_heads * F::D) + rows.column(row, F::D);

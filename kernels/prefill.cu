@@ -1,22 +1,26 @@
-// Prefill: many tokens at once. All its kernels, each with the grid, the thread block and the dynamic shared memory it wants.
+// Prefill: many tokens at once. All its kernels, each with the grid, the thread block and the dynamic shared memory
+// it wants.
 //
-// A chunk of M tokens at positions P .. P + M. x (M, hidden), qkv, attended and activated are f32; xh is f16 as PrefillRows
-// says. Before the layers: prefill_embed. A layer:
+// A chunk of M tokens at positions P .. P + M. x (M, hidden), qkv, attended and activated are f32; xh is f16 as
+// PrefillRows says. Before the layers: prefill_embed. A layer:
 //   prefill_rows         x, attn_norm                    -> xh, row_scale
 //   prefill_gemm         xh, q | k | v                   -> qkv (M, q_width + 2 kv_width)                   (STORE)
 //   prefill_rope_append  qkv                             -> q16, and keys and values in the cache
-//   prefill_attention    q16, cache                      -> xh with scale 1, or attended where the next line is needed
+//   prefill_attention    q16, cache                      -> xh with scale 1, or attended where the next line is
+//   needed
 //  (prefill_rows         attended, attn_sub_norm         -> xh, row_scale: with a sub-norm or a ternary attn_output)
 //   prefill_gemm         xh, attn_output                 -> x += ...                                        (ADD)
 //   prefill_rows         x, ffn_norm                     -> xh, row_scale
-//   prefill_gemm         xh, gate and up                 -> act(gate) * up: f16 as y_half, times y_scale 2^-4; or f32 (M,
+//   prefill_gemm         xh, gate and up                 -> act(gate) * up: f16 as y_half, times y_scale 2^-4; or f32
+//   (M,
 //                                                           intermediate) where the next line is needed   (GATE_UP)
 //  (prefill_rows         activated, ffn_sub_norm         -> xh, row_scale: with a sub-norm or a ternary down)
 //   prefill_gemm         xh, down                        -> x += ..., x_scale 2^4 for y_half                (ADD)
-// After them decode_head, on one row of x. f16 straight from attention or GATE_UP wants a width that is a multiple of 128, since
-// nothing writes zeros behind it. Halves of 1/16 of the FFN's values reach from 2^-20 to 10^6; what is above becomes infinite and
-// so an error, not a wrong number. gate and up of different formats: STORE each of them into its own buffer, then prefill_rows
-// with `up`. All parameters by value. All matrices of a launch have the same columns.
+// After them decode_head, on one row of x. f16 straight from attention or GATE_UP wants a width that is a multiple of
+// 128, since nothing writes zeros behind it. Halves of 1/16 of the FFN's values reach from 2^-20 to 10^6; what is
+// above becomes infinite and so an error, not a wrong number. gate and up of different formats: STORE each of them
+// into its own buffer, then prefill_rows with `up`. All parameters by value. All matrices of a launch have the same
+// columns.
 #include "flash.cuh"
 
 // ---- Embedding
@@ -44,7 +48,8 @@ __device__ __forceinline__ float element(const Matrix& matrix, u32 row, u32 grou
     } else {
         q = matrix.codes[at * 16 + j / 2 * 4 + b] >> (4 * (j % 2)) & 15;
     }
-    if (matrix.format == Q5_0 || matrix.format == Q5_1 || matrix.format == Q5_K) q |= (matrix.high[at * 4 + b] >> j & 1) << 4;
+    if (matrix.format == Q5_0 || matrix.format == Q5_1 || matrix.format == Q5_K)
+        q |= (matrix.high[at * 4 + b] >> j & 1) << 4;
     if (matrix.format == Q6_K) q |= (matrix.high[at * 8 + j / 4 * 4 + b] >> (2 * (j % 4)) & 3) << 4;
     const __half* scales = (const __half*)matrix.scales;
     float value = 0.0f;
@@ -62,7 +67,8 @@ __device__ __forceinline__ float element(const Matrix& matrix, u32 row, u32 grou
             float2 dm = __half22float2(halves(words[0]));
             u32 bit = group % 4 * 24 + group / 4 % 2 * 12, word = 1 + bit / 32;
             u32 six = __funnelshift_r(words[word], word < 3 ? words[word + 1] : 0, bit % 32);
-            value = __fsub_rn(__fmul_rn(__fmul_rn(dm.x, (float)(six & 63)), (float)q), __fmul_rn(dm.y, (float)(six >> 6 & 63)));
+            value = __fsub_rn(__fmul_rn(__fmul_rn(dm.x, (float)(six & 63)), (float)q),
+                              __fmul_rn(dm.y, (float)(six >> 6 & 63)));
             break;
         }
         case Q6_K: {
@@ -99,7 +105,8 @@ struct PrefillRows {
     u32 out_stride;  // columns, rounded up to a multiple of 128
     float epsilon;
     u32 activation;  // 0 SiLU, 1 squared ReLU
-    u32 ternary;     // 1: integers with one scale a row, max|x| / 127, as lanes.rs quantize_row has it; 0: a power-of-two scale
+    u32 ternary;     // 1: integers with one scale a row, max|x| / 127, as lanes.rs quantize_row has it; 0: a
+                     // power-of-two scale
 };
 static_assert(sizeof(PrefillRows) == 64, "as in Rust");
 
@@ -273,11 +280,12 @@ extern "C" __global__ void __launch_bounds__(256) prefill_rope_append(const __gr
 
 // ---- GEMM and attention: see gemm.cuh and flash.cuh
 
-// A thread block has R weight rows (GATE_UP: R / 2 of gate and R / 2 of up) x T tokens, in prefill_gemm_RxT. Grid (ceil(M / T),
-// sum over the matrices of ceil(rows / R), parts) (GATE_UP: ceil(rows / (R / 2))), parts = 1 or gemm_parts(mode, columns), block
-// THREADS of the shape, shared gemm_shared(R, T, STAGES, the largest gemm_tile_bytes of the matrices, false). The same bits from each:
-// the host takes 32x16 for M <= 16, 32x32 for M <= 32, else 128x64 where that has as many thread blocks as the GPU has SMs, else
-// 64x64; and gemm_parts where even so there are fewer than twice as many.
+// A thread block has R weight rows (GATE_UP: R / 2 of gate and R / 2 of up) x T tokens, in prefill_gemm_RxT. Grid
+// (ceil(M / T), sum over the matrices of ceil(rows / R), parts) (GATE_UP: ceil(rows / (R / 2))), parts = 1 or
+// gemm_parts(mode, columns), block THREADS of the shape, shared gemm_shared(R, T, STAGES, the largest gemm_tile_bytes
+// of the matrices, false). The same bits from each: the host takes 32x16 for M <= 16, 32x32 for M <= 32, else 128x64
+// where that has as many thread blocks as the GPU has SMs, else 64x64; and gemm_parts where even so there are fewer
+// than twice as many.
 #if __CUDA_ARCH__ == 750 || __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200
 constexpr int STAGES_64 = 2;  // 100 KB of shared memory an SM, or less
 #else
@@ -301,8 +309,9 @@ extern "C" __global__ void __launch_bounds__(64, 4) prefill_gemm_32x16(const __g
     gemm<Shape32x16>(p);
 }
 
-// prefill_attention_D for head_dim D: grid (ceil(M * group / 64), kv_heads), group = query_heads / kv_heads, block 128, shared
-// attention_shared(D, 2; 1 on sm_75). Columns of out_half from query_heads * head_dim on are not written: keep them zero.
+// prefill_attention_D for head_dim D: grid (ceil(M * group / 64), kv_heads), group = query_heads / kv_heads, block
+// 128, shared attention_shared(D, 2; 1 on sm_75). Columns of out_half from query_heads * head_dim on are not written:
+// keep them zero.
 #if __CUDA_ARCH__ >= 800
 constexpr int ATTENTION_STAGES = 2, ATTENTION_BLOCKS = 3;
 #else
@@ -318,7 +327,8 @@ extern "C" __global__ void __launch_bounds__(128) prefill_attention_80(const __g
 extern "C" __global__ void __launch_bounds__(128) prefill_attention_96(const __grid_constant__ PrefillAttention p) {
     attention<Flash<96, 64, ATTENTION_STAGES>>(p);
 }
-extern "C" __global__ void __launch_bounds__(128, ATTENTION_BLOCKS) prefill_attention_128(const __grid_constant__ PrefillAttention p) {
+extern "C" __global__ void __launch_bounds__(128, ATTENTION_BLOCKS)
+    prefill_attention_128(const __grid_constant__ PrefillAttention p) {
     attention<Flash<128, 64, ATTENTION_STAGES>>(p);
 }
 extern "C" __global__ void __launch_bounds__(128) prefill_attention_256(const __grid_constant__ PrefillAttention p) {

@@ -1,4 +1,5 @@
-// What prefill_check measures: every GEMM of Qwen2.5-1.5B in several tile shapes, attention, and all of its 28 layers.
+// What prefill_check measures: every GEMM of Qwen2.5-1.5B in several tile shapes, attention, and all of its 28
+// layers.
 
 // Tile shapes beside those of the product, for Q4_0, Q4_1 and Q4_K.
 static std::vector<Variant> sweep_variants() {
@@ -20,7 +21,8 @@ static std::vector<Variant> sweep_variants() {
 #ifndef EMULATED
 // Bytes that are codes of any format, and halves that are small scales.
 __global__ void fill_codes(u32* p, size_t count) {
-    for (size_t i = blockIdx.x * 256 + threadIdx.x; i < count; i += gridDim.x * 256) p[i] = (u32)i * 2654435761u ^ (u32)(i >> 7) * 40503u;
+    for (size_t i = blockIdx.x * 256 + threadIdx.x; i < count; i += gridDim.x * 256)
+        p[i] = (u32)i * 2654435761u ^ (u32)(i >> 7) * 40503u;
 }
 __global__ void fill_halves(u32* p, size_t count, u32 value) {
     for (size_t i = blockIdx.x * 256 + threadIdx.x; i < count; i += gridDim.x * 256) p[i] = value;
@@ -82,7 +84,8 @@ struct Model {
             qkv.push_back(g);
             g = {}, g.matrices[0] = bench_matrix(format, hidden, 1536), g.count = 1, g.mode = ADD;
             output.push_back(g);
-            g = {}, g.matrices[0] = bench_matrix(format, ffn, hidden), g.matrices[1] = bench_matrix(format, ffn, hidden);
+            g = {}, g.matrices[0] = bench_matrix(format, ffn, hidden),
+            g.matrices[1] = bench_matrix(format, ffn, hidden);
             g.count = 2, g.mode = GATE_UP;
             gate_up.push_back(g);
             g = {}, g.matrices[0] = bench_matrix(format, hidden, ffn), g.count = 1, g.mode = ADD;
@@ -92,7 +95,9 @@ struct Model {
     ~Model() {
         for (auto* all : {&qkv, &output, &gate_up, &down})
             for (auto& g : *all)
-                for (auto& m : g.matrices) cudaFree((void*)m.codes), cudaFree((void*)m.high), cudaFree((void*)m.scales), cudaFree((void*)m.supers);
+                for (auto& m : g.matrices)
+                    cudaFree((void*)m.codes), cudaFree((void*)m.high), cudaFree((void*)m.scales),
+                        cudaFree((void*)m.supers);
     }
 };
 
@@ -121,7 +126,8 @@ static void bench_format(u32 format, u32 layers, u32 context) {
         if (format != Q4_0 && tokens != 16 && tokens < 512) continue;
         auto fit = [&](const PrefillGemm& from, const u16* in, u32 columns, float* out, u32 y_stride) {
             PrefillGemm g = from;
-            g.x = (const __half*)in, g.row_scale = row_scale.p, g.y = out, g.tokens = tokens, g.x_stride = columns, g.y_stride = y_stride;
+            g.x = (const __half*)in, g.row_scale = row_scale.p, g.y = out, g.tokens = tokens, g.x_stride = columns,
+            g.y_stride = y_stride;
             g.turns = turns.p, g.x_scale = 1, g.y_scale = 0.0625f;
             if (g.mode == GATE_UP) g.y_half = (__half*)activated_half.p;
             return g;
@@ -152,33 +158,49 @@ static void bench_format(u32 format, u32 layers, u32 context) {
                 for (bool in_parts : {false, true}) {
                     PrefillGemm first = op.of(0);
                     if (in_parts && gemm_parts(first.mode, first.matrices[0].columns) == 1) continue;
-                    double ms = milliseconds(5, [&](int i) {
-                                    for (u32 l = 0; l < each; l++) run(variants[v], op.of((i * each + l) % layers), in_parts);
-                                }) / each;
-                    printf("  %s%s %.1f (%.0f)", variants[v].name, in_parts ? " in parts" : "", ms * 1e3, op.flops / ms / 1e9);
+                    double ms = milliseconds(5,
+                                             [&](int i) {
+                                                 for (u32 l = 0; l < each; l++)
+                                                     run(variants[v], op.of((i * each + l) % layers), in_parts);
+                                             }) /
+                                each;
+                    printf("  %s%s %.1f (%.0f)", variants[v].name, in_parts ? " in parts" : "", ms * 1e3,
+                           op.flops / ms / 1e9);
                     if (ms < op.best_ms) op.best_ms = ms, op.best = v, op.in_parts = in_parts;
                 }
             }
             printf("\n");
             gemm_ms += op.best_ms, gemm_flops += op.flops;
         }
-        printf("%s %u all GEMMs of a layer: %.1f us, %.0f TFLOP/s\n", name(format).c_str(), tokens, gemm_ms * 1e3, gemm_flops / gemm_ms / 1e9);
+        printf("%s %u all GEMMs of a layer: %.1f us, %.0f TFLOP/s\n", name(format).c_str(), tokens, gemm_ms * 1e3,
+               gemm_flops / gemm_ms / 1e9);
         PrefillRows hidden = {x.p, nullptr, norm.p, (__half*)xh.p, row_scale.p, 1536, 1536, 1536, 1e-6f, 0, 0};
         PrefillRows ffn = {activated.p, nullptr, nullptr, (__half*)xh.p, row_scale.p, 8960, 8960, 8960, 1e-6f, 0, 0};
-        PrefillRope rope = {qkv.p, nullptr, nullptr, table.p, (__half*)q.p, (__half*)keys.p, (__half*)values.p, tokens, 0, 2048, 12, 2, 128, 64,
-                            context, 1e-6f, 0.1275f, 0, 0};
-        PrefillAttention attention = {(__half*)q.p, (__half*)keys.p, (__half*)values.p, (__half*)attended.p, nullptr, tokens, 0, 12, 2, context, 1536};
+        PrefillRope rope = {
+            qkv.p, nullptr, nullptr, table.p, (__half*)q.p, (__half*)keys.p, (__half*)values.p, tokens, 0, 2048,
+            12,    2,       128,     64,      context,      1e-6f,           0.1275f,           0,      0};
+        PrefillAttention attention = {
+            (__half*)q.p, (__half*)keys.p, (__half*)values.p, (__half*)attended.p, nullptr, tokens, 0, 12, 2, context,
+            1536};
         auto norm_rows = [&] { launch(prefill_rows, dim3(tokens), rows_threads(1536), 0, hidden); };
         auto ffn_rows = [&] { launch(prefill_rows, dim3(tokens), rows_threads(8960), 0, ffn); };
         auto append = [&] { launch(prefill_rope_append, dim3(tokens * 16 / 8), 256, 0, rope); };
         auto attend_all = [&] { attend(128, attention); };
-        auto many = [&](const std::function<void()>& what) { return milliseconds(5, [&](int) { for (int i = 0; i < 16; i++) what(); }) / 16 * 1e3; };
-        printf("%s %u us: rows 1536 %.1f, rows 8960 %.1f, rope %.1f, attention %.1f\n", name(format).c_str(), tokens, many(norm_rows), many(ffn_rows),
-               many(append), many(attend_all));
+        auto many = [&](const std::function<void()>& what) {
+            return milliseconds(5,
+                                [&](int) {
+                                    for (int i = 0; i < 16; i++) what();
+                                }) /
+                   16 * 1e3;
+        };
+        printf("%s %u us: rows 1536 %.1f, rows 8960 %.1f, rope %.1f, attention %.1f\n", name(format).c_str(), tokens,
+               many(norm_rows), many(ffn_rows), many(append), many(attend_all));
         auto all_layers = [&] {
             for (u32 l = 0; l < 28; l++) {
                 u32 w = l % layers;
-                auto gemm_of = [&](int op, const PrefillGemm& g) { run(variants[ops[op].best], g, ops[op].in_parts); };
+                auto gemm_of = [&](int op, const PrefillGemm& g) {
+                    run(variants[ops[op].best], g, ops[op].in_parts);
+                };
                 norm_rows(), gemm_of(0, qkv_of(w)), append(), attend_all(), gemm_of(1, output_of(w));
                 norm_rows(), gemm_of(2, gate_up_of(w)), gemm_of(3, down_of(w));
             }
@@ -191,8 +213,8 @@ static void bench_format(u32 format, u32 layers, u32 context) {
                 all_layers();
                 host = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - from).count();
             });
-            printf("%s %u tokens, 28 layers%s: %.2f ms, %.0f tok/s; launched in %.2f ms\n", name(format).c_str(), tokens, pdl ? ", PDL" : "", ms,
-                   tokens / ms * 1e3, host);
+            printf("%s %u tokens, 28 layers%s: %.2f ms, %.0f tok/s; launched in %.2f ms\n", name(format).c_str(),
+                   tokens, pdl ? ", PDL" : "", ms, tokens / ms * 1e3, host);
             cudaGraph_t graph;
             cudaGraphExec_t executable;
             CUDA(cudaStreamBeginCapture(g_stream, cudaStreamCaptureModeThreadLocal));
@@ -200,7 +222,8 @@ static void bench_format(u32 format, u32 layers, u32 context) {
             CUDA(cudaStreamEndCapture(g_stream, &graph));
             CUDA(cudaGraphInstantiate(&executable, graph, 0));
             ms = milliseconds(5, [&](int) { CUDA(cudaGraphLaunch(executable, g_stream)); });
-            printf("%s %u tokens, 28 layers in a graph%s: %.2f ms, %.0f tok/s\n", name(format).c_str(), tokens, pdl ? ", PDL" : "", ms, tokens / ms * 1e3);
+            printf("%s %u tokens, 28 layers in a graph%s: %.2f ms, %.0f tok/s\n", name(format).c_str(), tokens,
+                   pdl ? ", PDL" : "", ms, tokens / ms * 1e3);
             CUDA(cudaGraphExecDestroy(executable));
             CUDA(cudaGraphDestroy(graph));
         }
@@ -216,9 +239,11 @@ static void bench_format(u32 format, u32 layers, u32 context) {
             for (u32 t = 0; t < tokens; t++) flops += 4.0 * 12 * 128 * (position + t + 1);
             double ms = milliseconds(3, [&](int) {
                 for (u32 from = 0; from < tokens; from += chunk)
-                    attend(128, {(__half*)q.p, (__half*)keys.p, (__half*)values.p, (__half*)attended.p, nullptr, chunk, position + from, 12, 2, context, 1536});
+                    attend(128, {(__half*)q.p, (__half*)keys.p, (__half*)values.p, (__half*)attended.p, nullptr,
+                                 chunk, position + from, 12, 2, context, 1536});
             });
-            printf("attention of the last %u tokens of %u in chunks of %u: %.1f us, %.0f TFLOP/s\n", tokens, end, chunk, ms * 1e3, flops / ms / 1e9);
+            printf("attention of the last %u tokens of %u in chunks of %u: %.1f us, %.0f TFLOP/s\n", tokens, end,
+                   chunk, ms * 1e3, flops / ms / 1e9);
         }
     }
 }

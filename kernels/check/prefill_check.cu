@@ -1,277 +1,8 @@
 // Checks every prefill kernel against plain arithmetic in double precision, then measures them.
 //   nvcc -O3 -arch=sm_90 -std=c++17 prefill_check.cu -o prefill_check && ./prefill_check [small] [bench]
-// `small`: few and small shapes, for compute-sanitizer. `bench`: measures; with `only` it checks nothing before. Exit status 0: every check passed. Results are the same whatever the machine, times of course are not.
-#include "../prefill.cu"
-
-#include <algorithm>
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <chrono>
-#include <functional>
-#include <map>
-#include <string>
-#include <thread>
-#include <vector>
-
-#ifndef EMULATED
-#define CUDA(call)                                                                                       \
-    do {                                                                                                 \
-        cudaError_t error = call;                                                                        \
-        if (error != cudaSuccess) {                                                                      \
-            printf("%s:%d: %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(error));             \
-            exit(2);                                                                                     \
-        }                                                                                                \
-    } while (0)
-
-// Launches with or without programmatic dependent launch.
-static bool g_pdl = false;
-static cudaStream_t g_stream = nullptr;
-template <class P>
-static void launch(void (*kernel)(P), dim3 grid, u32 threads, u32 shared, const P& p) {
-    static std::map<const void*, u32> allowed;
-    if (shared > allowed[(const void*)kernel]) {
-        CUDA(cudaFuncSetAttribute((const void*)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
-        allowed[(const void*)kernel] = shared;
-    }
-    if (!g_stream) CUDA(cudaStreamCreate(&g_stream));
-    cudaLaunchConfig_t config = {};
-    config.stream = g_stream;
-    config.gridDim = grid, config.blockDim = dim3(threads), config.dynamicSmemBytes = shared;
-    cudaLaunchAttribute attribute = {};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    config.attrs = &attribute, config.numAttrs = g_pdl ? 1 : 0;
-    CUDA(cudaLaunchKernelEx(&config, kernel, p));
-}
-#endif
-
-// ---- Small tools
-
-static bool g_small = false;
-static u64 g_random = 88172645463325252ull;
-static u32 random_u32() {
-    g_random ^= g_random << 13, g_random ^= g_random >> 7, g_random ^= g_random << 17;
-    return (u32)(g_random >> 24);
-}
-static float uniform() { return (float)(random_u32() >> 8) / 8388608.0f - 1.0f; }  // -1 .. 1
-static u16 half_bits(float x) {
-    __half h = __float2half_rn(x);
-    u16 bits;
-    memcpy(&bits, &h, 2);
-    return bits;
-}
-static float from_half(u16 bits) {
-    __half h;
-    memcpy(&h, &bits, 2);
-    return __half2float(h);
-}
-static u32 word(const void* p) {
-    u32 x;
-    memcpy(&x, p, 4);
-    return x;
-}
-
-static void parallel(u32 count, const std::function<void(u32)>& job) {
-    u32 threads = std::max(1u, std::thread::hardware_concurrency());
-    std::vector<std::thread> all;
-    for (u32 t = 0; t < threads; t++)
-        all.emplace_back([=, &job] {
-            for (u32 i = t; i < count; i += threads) job(i);
-        });
-    for (auto& thread : all) thread.join();
-}
-
-static int g_failures = 0, g_checks = 0;
-static void verdict(bool ok, const std::string& what, double worst) {
-    g_checks++;
-    if (!ok) g_failures++;
-    if (!ok || getenv("VERBOSE")) printf("%s %s: %.3g of the tolerance\n", ok ? "ok    " : "FAILED", what.c_str(), worst);
-}
-
-// Device memory, filled with 0xff bytes: NaN in every format. A guard of 0xff behind it is checked when it is read back.
-template <class T>
-struct Gpu {
-    T* p = nullptr;
-    size_t count;
-    static constexpr size_t GUARD = 256;
-    explicit Gpu(size_t count) : count(count) {
-        CUDA(cudaMalloc(&p, count * sizeof(T) + GUARD));
-        poison();
-    }
-    explicit Gpu(const std::vector<T>& from) : Gpu(from.size()) {
-        CUDA(cudaMemcpy(p, from.data(), count * sizeof(T), cudaMemcpyHostToDevice));
-    }
-    Gpu(const Gpu&) = delete;
-    ~Gpu() { cudaFree(p); }
-    void poison() { CUDA(cudaMemset(p, 0xff, count * sizeof(T) + GUARD)); }
-    std::vector<T> read() const {
-        std::vector<u8> bytes(count * sizeof(T) + GUARD);
-        CUDA(cudaDeviceSynchronize());
-        CUDA(cudaMemcpy(bytes.data(), p, bytes.size(), cudaMemcpyDeviceToHost));
-        for (size_t i = count * sizeof(T); i < bytes.size(); i++)
-            if (bytes[i] != 0xff) {
-                verdict(false, "write behind a buffer", 0);
-                break;
-            }
-        std::vector<T> out(count);
-        memcpy((void*)out.data(), bytes.data(), count * sizeof(T));
-        return out;
-    }
-};
-
-static bool poisoned(float x) { return word(&x) == 0xffffffff; }
-
-// ---- Weights, decoded as README.md describes the tiles
-
-struct Weights {
-    u32 format, rows, columns, groups, tiles;
-    std::vector<u8> codes, high, scales, supers;
-    std::vector<float> bias;
-    float scale = 1.0f;
-    std::vector<double> values;      // (rows, columns), exact
-    std::vector<double> magnitudes;  // of the terms a value is the sum of
-    Gpu<u8>*d_codes = nullptr, *d_high = nullptr, *d_scales = nullptr, *d_supers = nullptr;
-    Gpu<float>* d_bias = nullptr;
-
-    static u32 code_bytes(u32 f) { return f == Q8_0 ? 32 : f == TERNARY ? 8 : 16; }
-    static u32 high_bytes(u32 f) { return f == Q5_0 || f == Q5_1 || f == Q5_K ? 4 : f == Q6_K ? 8 : 0; }
-    static bool in_supers(u32 f) { return f == Q4_K || f == Q5_K || f == Q6_K || f == TERNARY; }
-
-    Weights(u32 format, u32 rows, u32 columns, bool with_bias, bool with_scales = true)
-        : format(format), rows(rows), columns(columns), groups(columns / 32), tiles((rows + 7) / 8) {
-        size_t all = (size_t)tiles * 8 * groups, all_supers = (size_t)tiles * 8 * (groups / 8);
-        codes.resize(all * code_bytes(format));
-        for (auto& c : codes) {
-            c = random_u32();
-            if (format == TERNARY) c = c % 3 | (c / 3 % 3) << 2 | (c / 9 % 3) << 4 | (c / 27 % 3) << 6;
-        }
-        high.resize(all * high_bytes(format));
-        for (auto& h : high) h = random_u32();
-        auto push = [](std::vector<u8>& to, float x) {
-            u16 h = half_bits(x);
-            to.push_back(h & 255), to.push_back(h >> 8);
-        };
-        if (format == Q4_0 || format == Q5_0 || format == Q8_0)
-            for (size_t i = 0; i < all; i++) push(scales, 0.01f * uniform());
-        if (format == Q4_1 || format == Q5_1)
-            for (size_t i = 0; i < all; i++) push(scales, 0.01f * uniform()), push(scales, 0.1f * uniform());
-        if (format == Q4_K || format == Q5_K)
-            for (size_t i = 0; i < all_supers; i++) {
-                push(scales, 0.001f * uniform()), push(scales, 0.005f * uniform());
-                for (int b = 0; b < 12; b++) scales.push_back(random_u32());
-            }
-        if (format == Q6_K) {
-            for (size_t i = 0; i < 2 * all; i++) scales.push_back(random_u32());
-            for (size_t i = 0; i < all_supers; i++) push(supers, 0.0002f * uniform());
-        }
-        if (format == TERNARY) {
-            if (with_scales)
-                for (size_t i = 0; i < all_supers; i++) push(scales, 0.1f * uniform());
-            else
-                scale = 0.37f;
-        }
-        if (with_bias)
-            for (u32 r = 0; r < rows; r++) bias.push_back(uniform());
-        values.resize((size_t)rows * columns), magnitudes.resize((size_t)rows * columns);
-        parallel(rows, [this](u32 r) {
-            for (u32 c = 0; c < this->columns; c++) {
-                size_t at = (size_t)r * this->columns + c;
-                float exact;
-                values[at] = value(r, c, magnitudes[at], exact);
-            }
-        });
-        d_codes = new Gpu<u8>(codes);
-        if (!high.empty()) d_high = new Gpu<u8>(high);
-        if (!scales.empty()) d_scales = new Gpu<u8>(scales);
-        if (!supers.empty()) d_supers = new Gpu<u8>(supers);
-        if (with_bias) d_bias = new Gpu<float>(bias);
-    }
-    ~Weights() { delete d_codes, delete d_high, delete d_scales, delete d_supers, delete d_bias; }
-    Weights(const Weights&) = delete;
-
-    // `as_float`: as Format::dequantize rounds it.
-    double value(u32 row, u32 column, double& magnitude, float& as_float) const {
-        u32 tile = row / 8, r = row % 8, group = column / 32, step = group / 4, kc = group % 4, i = column % 32;
-        u32 c = std::min(4u, groups - step * 4);
-        size_t at = ((size_t)tile * groups + step * 4) * 8 + r * c + kc, super = ((size_t)tile * (groups / 8) + group / 8) * 8 + r;
-        const u32 order[2][4] = {{0, 4, 1, 5}, {2, 6, 3, 7}};
-        u32 j = 0, b = 0;
-        for (u32 jj = 0; jj < 8; jj++)
-            for (u32 bb = 0; bb < 4; bb++)
-                if (8 * (jj / 2) + order[jj % 2][bb] == i) j = jj, b = bb;
-        u32 q;
-        if (format == Q8_0)
-            q = word(&codes[at * 32 + 4 * j]) >> (8 * b) & 255;
-        else if (format == TERNARY)
-            q = (word(&codes[at * 8 + 4 * (j / 4)]) >> (2 * (j % 4)) & 0x03030303) >> (8 * b) & 255;
-        else
-            q = (word(&codes[at * 16 + 4 * (j / 2)]) >> (j % 2 ? 4 : 0) & 0x0f0f0f0f) >> (8 * b) & 255;
-        if (high_bytes(format) == 4) q += (high[at * 4 + b] >> j & 1) * 16;
-        if (high_bytes(format) == 8) q += ((word(&high[at * 8 + 4 * (j / 4)]) >> (2 * (j % 4)) & 0x03030303) >> (8 * b) & 255) * 16;
-        auto half_at = [](const std::vector<u8>& v, size_t i) { return from_half(v[2 * i] | v[2 * i + 1] << 8); };
-        double d, offset = 0, m = 0;
-        float fd, fm = 0;
-        if (format == Q4_0 || format == Q5_0 || format == Q8_0) {
-            d = fd = half_at(scales, at);
-            offset = format == Q4_0 ? 8 : format == Q5_0 ? 16 : 0;
-            if (format == Q8_0 && q > 127) offset = 256;
-        } else if (format == Q4_1 || format == Q5_1) {
-            d = fd = half_at(scales, 2 * at), m = fm = half_at(scales, 2 * at + 1);
-        } else if (format == Q6_K) {
-            float s = (float)(signed char)scales[2 * at + i / 16], super_d = half_at(supers, super);
-            d = (double)super_d * s, fd = super_d * s, offset = 32;
-        } else if (format == TERNARY) {
-            d = fd = scales.empty() ? 1.0f : half_at(scales, super), offset = 1;
-        } else {
-            const u8* block = &scales[super * 16];
-            u32 bits = 0;  // 24 from bit 24 kc on
-            for (int b = 0; b < 3; b++) bits |= (u32)block[4 + 3 * kc + b] << (8 * b);
-            if (group % 8 >= 4) bits >>= 12;
-            float super_d = from_half(block[0] | block[1] << 8), super_m = from_half(block[2] | block[3] << 8);
-            d = (double)super_d * (bits & 63), fd = super_d * (float)(bits & 63);
-            m = -(double)super_m * (bits >> 6 & 63), fm = -(super_m * (float)(bits >> 6 & 63));
-        }
-        volatile float product = fd * (float)((int)q - (int)offset);
-        volatile float sum = product + fm;
-        as_float = (fm == 0.0f ? product : sum) * scale;
-        magnitude = (std::fabs(d * ((double)q - offset)) + std::fabs(m)) * scale;
-        return (d * ((double)q - offset) + m) * scale;
-    }
-
-    Matrix matrix() const {
-        Matrix m = {};
-        m.codes = d_codes->p, m.high = d_high ? d_high->p : nullptr, m.scales = d_scales ? d_scales->p : nullptr;
-        m.supers = d_supers ? d_supers->p : nullptr, m.bias = d_bias ? d_bias->p : nullptr;
-        m.rows = rows, m.columns = columns, m.format = format, m.scale = scale;
-        return m;
-    }
-};
-
-static const u32 FORMATS[] = {Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, TERNARY};
-static std::string name(u32 format) {
-    switch (format) {
-        case Q4_0: return "Q4_0";
-        case Q4_1: return "Q4_1";
-        case Q5_0: return "Q5_0";
-        case Q5_1: return "Q5_1";
-        case Q8_0: return "Q8_0";
-        case Q4_K: return "Q4_K";
-        case Q5_K: return "Q5_K";
-        case Q6_K: return "Q6_K";
-    }
-    return "ternary";
-}
-
-// Where an activation's column is stored: mma j of a step takes columns 32 c + 4 j + {0, 1} at 16 j + 2 c, {2, 3} 8 behind.
-static u32 stored(u32 column) {
-    for (u32 j = 0; j < 8; j++)
-        for (u32 c = 0; c < 4; c++)
-            for (u32 e = 0; e < 4; e++)
-                if (column % 128 == 32 * c + 4 * j + e) return column / 128 * 128 + 16 * j + 2 * c + e % 2 + e / 2 * 8;
-    abort();
-}
+// `small`: few and small shapes, for compute-sanitizer. `bench`: measures; with `only` it checks nothing before. Exit
+// status 0: every check passed. Results are the same whatever the machine, times of course are not.
+#include "prefill_tools.cuh"
 
 // ---- GEMM
 
@@ -302,7 +33,11 @@ static std::vector<Variant> product_variants() {
 }
 
 static bool supports(const Variant& v, u32 format) {
-    u32 kind = format == Q8_0 ? EIGHT : format == TERNARY ? TWO : format == Q6_K ? SIX : format == Q5_0 || format == Q5_1 || format == Q5_K ? FIVE : FOUR;
+    u32 kind = format == Q8_0                                       ? EIGHT
+               : format == TERNARY                                  ? TWO
+               : format == Q6_K                                     ? SIX
+               : format == Q5_0 || format == Q5_1 || format == Q5_K ? FIVE
+                                                                    : FOUR;
     return v.kinds >> kind & 1;
 }
 
@@ -314,7 +49,8 @@ static void run(const Variant& v, const PrefillGemm& p, bool in_parts = false) {
     }
     if (p.mode == GATE_UP) blocks = (p.matrices[0].rows + v.rows / 2 - 1) / (v.rows / 2);
     u32 parts = in_parts ? gemm_parts(p.mode, p.matrices[0].columns) : 1;
-    launch(v.kernel, dim3((p.tokens + v.tokens - 1) / v.tokens, blocks, parts), v.threads, gemm_shared(v.rows, v.tokens, v.stages, tile_bytes, v.hopper), p);
+    launch(v.kernel, dim3((p.tokens + v.tokens - 1) / v.tokens, blocks, parts), v.threads,
+           gemm_shared(v.rows, v.tokens, v.stages, tile_bytes, v.hopper), p);
 }
 
 struct Expected {
@@ -322,13 +58,15 @@ struct Expected {
 };
 
 // x: (tokens, columns), exact; x_integers: sums are exact too.
-static Expected product(const Weights& w, const std::vector<float>& x, const std::vector<float>& row_scale, u32 tokens) {
+static Expected product(const Weights& w, const std::vector<float>& x, const std::vector<float>& row_scale,
+                        u32 tokens) {
     Expected out;
     out.sum.resize((size_t)tokens * w.rows), out.tolerance.resize((size_t)tokens * w.rows);
     parallel(tokens, [&](u32 t) {
         for (u32 r = 0; r < w.rows; r++) {
             double sum = 0, squares = 0, all = 0;
-            const double *values = &w.values[(size_t)r * w.columns], *magnitudes = &w.magnitudes[(size_t)r * w.columns];
+            const double *values = &w.values[(size_t)r * w.columns],
+                         *magnitudes = &w.magnitudes[(size_t)r * w.columns];
             const float* row = &x[(size_t)t * w.columns];
             for (u32 c = 0; c < w.columns; c++) {
                 sum += values[c] * row[c];
@@ -338,8 +76,8 @@ static Expected product(const Weights& w, const std::vector<float>& x, const std
             double scale = row_scale.empty() ? 1.0 : row_scale[t], bias = w.bias.empty() ? 0.0 : w.bias[r];
             size_t at = (size_t)t * w.rows + r;
             out.sum[at] = sum * scale + bias;
-            // A weight and its scale are each rounded to 11 bits, 6 times the deviation of independent errors of at most 2^-11, and
-            // f32 sums.
+            // A weight and its scale are each rounded to 11 bits, 6 times the deviation of independent errors of at
+            // most 2^-11, and f32 sums.
             double exact = w.format == TERNARY ? 0 : 6 * std::sqrt(squares) / 2048;
             out.tolerance[at] = scale * (exact + all * 2e-6) + std::fabs(bias) * 2e-7 + 1e-30;
         }
@@ -349,7 +87,8 @@ static Expected product(const Weights& w, const std::vector<float>& x, const std
 
 static double silu_mul(double g, double u) { return g / (1 + std::exp(-g)) * u; }
 
-static void check_gemm(u32 format, bool with_scales, u32 tokens, u32 rows, u32 columns, const std::vector<Variant>& variants) {
+static void check_gemm(u32 format, bool with_scales, u32 tokens, u32 rows, u32 columns,
+                       const std::vector<Variant>& variants) {
     Weights a(format, rows, columns, true, with_scales), b(format, rows, columns, false, with_scales);
     const bool exact = format == TERNARY && !with_scales;
     auto x_of = [](u32 columns) { return (columns + 127) / 128 * 128; };
@@ -373,11 +112,13 @@ static void check_gemm(u32 format, bool with_scales, u32 tokens, u32 rows, u32 c
     for (const auto& v : variants) {
         if (!supports(v, format)) continue;
         for (u32 mode = 0; mode < 3; mode++) {
-            std::string what = name(format) + (exact ? " one scale" : "") + " gemm " + v.name + " mode " + std::to_string(mode) + " " +
-                               std::to_string(tokens) + "x" + std::to_string(rows) + "x" + std::to_string(columns);
+            std::string what = name(format) + (exact ? " one scale" : "") + " gemm " + v.name + " mode " +
+                               std::to_string(mode) + " " + std::to_string(tokens) + "x" + std::to_string(rows) +
+                               "x" + std::to_string(columns);
             PrefillGemm p = {};
             p.matrices[0] = a.matrix(), p.matrices[1] = b.matrix(), p.count = mode == ADD ? 1 : 2;
-            p.x = (const __half*)d_x.p, p.row_scale = d_scale.p, p.y = d_y.p, p.turns = d_turns.p, p.x_scale = NAN, p.y_scale = 0.0625f;
+            p.x = (const __half*)d_x.p, p.row_scale = d_scale.p, p.y = d_y.p, p.turns = d_turns.p, p.x_scale = NAN,
+            p.y_scale = 0.0625f;
             p.tokens = tokens, p.x_stride = x_stride, p.y_stride = y_stride, p.mode = mode;
             p.activation = columns % 64 == 0;
             d_y.poison();
@@ -413,12 +154,14 @@ static void check_gemm(u32 format, bool with_scales, u32 tokens, u32 rows, u32 c
                         } else {
                             double positive = std::max(g, 0.0);
                             expected = positive * positive * u;
-                            tolerance = (2 * positive + tg) * tg * (std::fabs(u) + tu) + (positive + tg) * (positive + tg) * tu;
+                            tolerance = (2 * positive + tg) * tg * (std::fabs(u) + tu) +
+                                        (positive + tg) * (positive + tg) * tu;
                         }
                         tolerance = 1.1 * tolerance + std::fabs(expected) * 4e-6 + 1e-12;
                     } else {
                         const Expected& e = mode == STORE && o >= rows ? eb : ea;
-                        expected = e.sum[at] + (mode == ADD ? before[(size_t)t * y_stride + o] : 0), tolerance = e.tolerance[at];
+                        expected = e.sum[at] + (mode == ADD ? before[(size_t)t * y_stride + o] : 0),
+                        tolerance = e.tolerance[at];
                         if (mode == ADD) tolerance += std::fabs(expected) * 2e-7 + 2e-7;
                     }
                     double error = std::fabs(found - expected) / tolerance;
@@ -434,7 +177,8 @@ static void check_gemm(u32 format, bool with_scales, u32 tokens, u32 rows, u32 c
                 std::vector<float> parts = d_y.read();
                 bool zeros = true;
                 for (u32 turn : d_turns.read()) zeros &= turn == 0;
-                verdict(zeros && memcmp(parts.data(), y.data(), y.size() * 4) == 0, what + ": bits of thread blocks in turn", 0);
+                verdict(zeros && memcmp(parts.data(), y.data(), y.size() * 4) == 0,
+                        what + ": bits of thread blocks in turn", 0);
             }
             if (mode == GATE_UP && rows % 2 == 0) {
                 PrefillGemm halved = p;
@@ -489,7 +233,8 @@ static void check_gemm_mixed(const std::vector<Variant>& variants) {
     }
     Gpu<u16> d_x(x16);
     Gpu<float> d_y((size_t)tokens * total);
-    p.x = (const __half*)d_x.p, p.y = d_y.p, p.x_scale = 1, p.count = 3, p.tokens = tokens, p.x_stride = columns, p.y_stride = total;
+    p.x = (const __half*)d_x.p, p.y = d_y.p, p.x_scale = 1, p.count = 3, p.tokens = tokens, p.x_stride = columns,
+    p.y_stride = total;
     for (const auto& v : variants) {
         if (v.kinds != 0x1ff) continue;
         d_y.poison();
@@ -523,8 +268,17 @@ static void check_rows(u32 columns, bool with_up, bool with_norm, bool ternary, 
     x[4 * (size_t)stride + columns / 2] = NAN;
     Gpu<float> d_x(x), d_up(up), d_norm(norm), d_scale(tokens);
     Gpu<u16> d_out((size_t)tokens * out_stride);
-    PrefillRows p = {d_x.p, with_up ? d_up.p : nullptr, with_norm ? d_norm.p : nullptr, (__half*)d_out.p, d_scale.p, columns, stride,
-                     out_stride, 1e-6f, activation, ternary};
+    PrefillRows p = {d_x.p,
+                     with_up ? d_up.p : nullptr,
+                     with_norm ? d_norm.p : nullptr,
+                     (__half*)d_out.p,
+                     d_scale.p,
+                     columns,
+                     stride,
+                     out_stride,
+                     1e-6f,
+                     activation,
+                     ternary};
     launch(prefill_rows, dim3(tokens), rows_threads(columns), 0, p);
     std::vector<u16> out = d_out.read();
     std::vector<float> scale = d_scale.read();
@@ -549,12 +303,15 @@ static void check_rows(u32 columns, bool with_up, bool with_norm, bool ternary, 
             float magnitude = std::max((float)most, 1e-5f);
             if (scale[t] != magnitude / 127.0f) ok = false;
             for (u32 c = 0; c < columns; c++)
-                if (from_half(out[(size_t)t * out_stride + stored(c)]) != std::nearbyintf(x[(size_t)t * stride + c] * (127.0f / magnitude)))
+                if (from_half(out[(size_t)t * out_stride + stored(c)]) !=
+                    std::nearbyintf(x[(size_t)t * stride + c] * (127.0f / magnitude)))
                     ok = false;
         }
         for (u32 c = 0; c < out_stride; c++) {
-            double found = (double)from_half(out[(size_t)t * out_stride + stored(c)]) * scale[t], expected = c < columns ? v[c] : 0;
-            double step = ternary ? std::max(most, 1e-5) / 127 * 0.5002 : std::fabs(expected) * 0.0005 + most * std::ldexp(1, -39);
+            double found = (double)from_half(out[(size_t)t * out_stride + stored(c)]) * scale[t],
+                   expected = c < columns ? v[c] : 0;
+            double step = ternary ? std::max(most, 1e-5) / 127 * 0.5002
+                                  : std::fabs(expected) * 0.0005 + most * std::ldexp(1, -39);
             double tolerance = step + std::fabs(expected) * 1e-5 + (scale[t] < 1e-30 ? 1e-40 : 0);
             double error = std::fabs(found - expected) / (tolerance + 1e-300);
             if (c >= columns && found != 0) ok = false;
@@ -564,7 +321,9 @@ static void check_rows(u32 columns, bool with_up, bool with_norm, bool ternary, 
         if (!ternary && most > 1e-30 && !(most / scale[t] < 33000 && most / scale[t] > 16000)) ok = false;
     }
     verdict(ok && worst <= 1,
-            "rows " + std::to_string(columns) + (with_up ? " up" : "") + (with_norm ? " norm" : "") + (ternary ? " ternary" : ""), worst);
+            "rows " + std::to_string(columns) + (with_up ? " up" : "") + (with_norm ? " norm" : "") +
+                (ternary ? " ternary" : ""),
+            worst);
 }
 
 // ---- Embedding
@@ -574,7 +333,8 @@ static void check_embed(u32 format, bool with_scales, u32 columns) {
     std::vector<u32> tokens = {0, 74, 7, 8, 75, 33};
     Gpu<u32> d_tokens(tokens);
     Gpu<float> d_out(tokens.size() * columns);
-    launch(prefill_embed, dim3((columns + 255) / 256, (u32)tokens.size()), 256, 0, PrefillEmbed{w.matrix(), d_tokens.p, d_out.p});
+    launch(prefill_embed, dim3((columns + 255) / 256, (u32)tokens.size()), 256, 0,
+           PrefillEmbed{w.matrix(), d_tokens.p, d_out.p});
     std::vector<float> out = d_out.read();
     bool ok = true;
     for (size_t t = 0; t < tokens.size(); t++)
@@ -607,10 +367,28 @@ static void check_rope(u32 head_dim, u32 pairs, bool adjacent, bool norms) {
     }
     Gpu<float> d_qkv(qkv), d_q_norm(q_norm), d_k_norm(k_norm);
     Gpu<float2> d_table(table);
-    Gpu<u16> d_q((size_t)tokens * query_heads * head_dim), d_k((size_t)kv_heads * capacity * head_dim), d_v(d_k.count);
+    Gpu<u16> d_q((size_t)tokens * query_heads * head_dim), d_k((size_t)kv_heads * capacity * head_dim),
+        d_v(d_k.count);
     const float q_scale = 1.4426950408889634f / std::sqrt((float)head_dim);
-    PrefillRope p = {d_qkv.p, norms ? d_q_norm.p : nullptr, norms ? d_k_norm.p : nullptr, d_table.p, (__half*)d_q.p, (__half*)d_k.p,
-                     (__half*)d_v.p, tokens, position, stride, query_heads, kv_heads, head_dim, pairs, capacity, 1e-6f, q_scale, adjacent, 0};
+    PrefillRope p = {d_qkv.p,
+                     norms ? d_q_norm.p : nullptr,
+                     norms ? d_k_norm.p : nullptr,
+                     d_table.p,
+                     (__half*)d_q.p,
+                     (__half*)d_k.p,
+                     (__half*)d_v.p,
+                     tokens,
+                     position,
+                     stride,
+                     query_heads,
+                     kv_heads,
+                     head_dim,
+                     pairs,
+                     capacity,
+                     1e-6f,
+                     q_scale,
+                     adjacent,
+                     0};
     u32 warps = tokens * (query_heads + 2 * kv_heads);
     launch(prefill_rope_append, dim3((warps + 7) / 8), 256, 0, p);
     std::vector<u16> q = d_q.read(), k = d_k.read(), v = d_v.read();
@@ -624,7 +402,8 @@ static void check_rope(u32 head_dim, u32 pairs, bool adjacent, bool norms) {
             if (norms && !is_value) {
                 double squares = 0;
                 for (double e : x) squares += e * e;
-                for (u32 d = 0; d < head_dim; d++) x[d] *= (is_query ? q_norm : k_norm)[d] / std::sqrt(squares / head_dim + 1e-6);
+                for (u32 d = 0; d < head_dim; d++)
+                    x[d] *= (is_query ? q_norm : k_norm)[d] / std::sqrt(squares / head_dim + 1e-6);
             }
             out = x;
             if (!is_value)
@@ -634,10 +413,12 @@ static void check_rope(u32 head_dim, u32 pairs, bool adjacent, bool norms) {
                     out[a] = x[a] * cs.x - x[b] * cs.y, out[b] = x[a] * cs.y + x[b] * cs.x;
                 }
             for (u32 d = 0; d < head_dim; d++) {
-                u16 bits = is_query   ? q[((size_t)t * query_heads + h) * head_dim + d]
-                           : is_value ? v[((size_t)(h - query_heads - kv_heads) * capacity + position + t) * head_dim + d]
-                                      : k[((size_t)(h - query_heads) * capacity + position + t) * head_dim + d];
-                double expected = out[d] * (is_query ? q_scale : 1), error = std::fabs(from_half(bits) - expected) / (std::fabs(expected) * 5e-4 + 4e-6);
+                u16 bits = is_query ? q[((size_t)t * query_heads + h) * head_dim + d]
+                           : is_value
+                               ? v[((size_t)(h - query_heads - kv_heads) * capacity + position + t) * head_dim + d]
+                               : k[((size_t)(h - query_heads) * capacity + position + t) * head_dim + d];
+                double expected = out[d] * (is_query ? q_scale : 1),
+                       error = std::fabs(from_half(bits) - expected) / (std::fabs(expected) * 5e-4 + 4e-6);
                 if (!(error <= worst)) worst = error;
             }
         }
@@ -645,14 +426,20 @@ static void check_rope(u32 head_dim, u32 pairs, bool adjacent, bool norms) {
         u32 at = i / head_dim % capacity;
         if ((at < position || at >= position + tokens) && (k[i] != 0xffff || v[i] != 0xffff)) ok = false;
     }
-    verdict(ok && worst <= 1, "rope " + std::to_string(head_dim) + "/" + std::to_string(pairs) + (adjacent ? " adjacent" : "") + (norms ? " norms" : ""), worst);
+    verdict(ok && worst <= 1,
+            "rope " + std::to_string(head_dim) + "/" + std::to_string(pairs) + (adjacent ? " adjacent" : "") +
+                (norms ? " norms" : ""),
+            worst);
 }
 
 // ---- Attention
 
 static void (*attention_kernel(u32 head_dim))(PrefillAttention) {
-    return head_dim == 64 ? prefill_attention_64 : head_dim == 80 ? prefill_attention_80 : head_dim == 96 ? prefill_attention_96
-         : head_dim == 128 ? prefill_attention_128 : prefill_attention_256;
+    return head_dim == 64    ? prefill_attention_64
+           : head_dim == 80  ? prefill_attention_80
+           : head_dim == 96  ? prefill_attention_96
+           : head_dim == 128 ? prefill_attention_128
+                             : prefill_attention_256;
 }
 
 static void attend(u32 head_dim, const PrefillAttention& p) {
@@ -661,7 +448,8 @@ static void attend(u32 head_dim, const PrefillAttention& p) {
 }
 
 static void check_attention(u32 head_dim, u32 query_heads, u32 kv_heads, u32 position, u32 tokens) {
-    const u32 group = query_heads / kv_heads, end = position + tokens, capacity = end + 70, width = query_heads * head_dim;
+    const u32 group = query_heads / kv_heads, end = position + tokens, capacity = end + 70,
+              width = query_heads * head_dim;
     const u32 out_stride = (width + 127) / 128 * 128;
     std::vector<u16> q((size_t)tokens * width), k((size_t)kv_heads * capacity * head_dim, 0xffff), v = k;
     for (auto& x : q) x = half_bits(uniform() * 4 / std::sqrt((float)head_dim));
@@ -672,8 +460,17 @@ static void check_attention(u32 head_dim, u32 query_heads, u32 kv_heads, u32 pos
         }
     Gpu<u16> d_q(q), d_k(k), d_v(v), d_half((size_t)tokens * out_stride);
     Gpu<float> d_out((size_t)tokens * out_stride);
-    PrefillAttention p = {(const __half*)d_q.p, (const __half*)d_k.p, (const __half*)d_v.p, nullptr, d_out.p, tokens, position,
-                          query_heads, kv_heads, capacity, out_stride};
+    PrefillAttention p = {(const __half*)d_q.p,
+                          (const __half*)d_k.p,
+                          (const __half*)d_v.p,
+                          nullptr,
+                          d_out.p,
+                          tokens,
+                          position,
+                          query_heads,
+                          kv_heads,
+                          capacity,
+                          out_stride};
     attend(head_dim, p);
     std::vector<float> out = d_out.read();
     std::vector<double> errors(tokens, 0);
@@ -688,11 +485,13 @@ static void check_attention(u32 head_dim, u32 query_heads, u32 kv_heads, u32 pos
         // All tokens of a short chunk, some of a long one.
         if (tokens > 64 && t % 13 != 0 && t + 3 < tokens && t > 66) return;
         for (u32 h = 0; h < query_heads; h++) {
-            const float *keys = &fk[(size_t)(h / group) * capacity * head_dim], *values = &fv[(size_t)(h / group) * capacity * head_dim];
+            const float *keys = &fk[(size_t)(h / group) * capacity * head_dim],
+                        *values = &fv[(size_t)(h / group) * capacity * head_dim];
             double most = -1e300, total = 0;
             for (u32 s = 0; s <= position + t; s++) {
                 double score = 0;
-                for (u32 d = 0; d < head_dim; d++) score += (double)fq[(size_t)t * width + h * head_dim + d] * keys[(size_t)s * head_dim + d];
+                for (u32 d = 0; d < head_dim; d++)
+                    score += (double)fq[(size_t)t * width + h * head_dim + d] * keys[(size_t)s * head_dim + d];
                 weights[s] = score, most = std::max(most, score);
             }
             std::fill(sums.begin(), sums.end(), 0), std::fill(squares.begin(), squares.end(), 0);
@@ -705,7 +504,8 @@ static void check_attention(u32 head_dim, u32 query_heads, u32 kv_heads, u32 pos
                 }
             }
             for (u32 d = 0; d < head_dim; d++) {
-                double expected = sums[d] / total, tolerance = 6 * std::sqrt(squares[d]) / total / 2048 + std::fabs(expected) * 1e-5 + 2e-6;
+                double expected = sums[d] / total,
+                       tolerance = 6 * std::sqrt(squares[d]) / total / 2048 + std::fabs(expected) * 1e-5 + 2e-6;
                 double error = std::fabs(out[(size_t)t * out_stride + h * head_dim + d] - expected) / tolerance;
                 if (!(error <= errors[t])) errors[t] = error;
             }
@@ -717,8 +517,8 @@ static void check_attention(u32 head_dim, u32 query_heads, u32 kv_heads, u32 pos
     bool ok = worst <= 1;
     for (u32 t = 0; t < tokens; t++)
         for (u32 c = width; c < out_stride; c++) ok &= poisoned(out[(size_t)t * out_stride + c]);
-    std::string what = "attention " + std::to_string(head_dim) + " heads " + std::to_string(query_heads) + "/" + std::to_string(kv_heads) + " at " +
-                       std::to_string(position) + " + " + std::to_string(tokens);
+    std::string what = "attention " + std::to_string(head_dim) + " heads " + std::to_string(query_heads) + "/" +
+                       std::to_string(kv_heads) + " at " + std::to_string(position) + " + " + std::to_string(tokens);
     verdict(ok, what, worst);
     // Halves, for the next GEMM.
     PrefillAttention halved = p;
@@ -743,7 +543,8 @@ static void check_attention(u32 head_dim, u32 query_heads, u32 kv_heads, u32 pos
             attend(head_dim, part);
         }
         std::vector<float> parts = d_out.read();
-        verdict(memcmp(parts.data(), out.data(), out.size() * 4) == 0, what + ": bits of parts of " + std::to_string(cut), 0);
+        verdict(memcmp(parts.data(), out.data(), out.size() * 4) == 0,
+                what + ": bits of parts of " + std::to_string(cut), 0);
     }
 }
 
