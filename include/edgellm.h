@@ -123,7 +123,10 @@
 // Everything.
 #define EDGELLM_LOG_DEBUG 4
 
-// edgellm_device_info.device of the CPU; CUDA devices have the driver's numbers, from 0.
+// load_params.device: the first CUDA device that can run the model, else the CPU.
+#define EDGELLM_DEVICE_AUTO -1
+
+// load_params.device and edgellm_device_info.device of the CPU; CUDA devices have the driver's numbers, from 0.
 #define EDGELLM_DEVICE_CPU -2
 
 // Read the file into memory instead of mapping it.
@@ -278,8 +281,9 @@ typedef struct edgellm_load_params {
     // EDGELLM_I2S_*: the order of codes in I2_S tensors, which no file says of itself; a wrong one gives a model that talks
     // nonsense. Rows are a multiple of 128 weights in all of them. Files without such tensors are not affected.
     int32_t i2s_layout;
-    // For later: 0.
-    uint32_t reserved0;
+    // EDGELLM_DEVICE_AUTO, EDGELLM_DEVICE_CPU, or the number of a CUDA device, on which the model then runs, or the load
+    // fails. EDGELLM_LOAD_EXACT means the CPU where the choice is free.
+    int32_t device;
 } edgellm_load_params;
 
 // Text that somebody else owns: `len` bytes at `ptr`, not NUL-terminated. How long it lives is said where it is given.
@@ -302,7 +306,7 @@ typedef struct edgellm_model_info {
     uint32_t n_layers;
     // Weights, counted.
     uint64_t n_params;
-    // Memory that the weights take in this process, mapped or not, in bytes.
+    // Memory that the weights take in this process, mapped or not, in bytes; 0 when they are on a CUDA device.
     uint64_t weight_bytes_host;
     // Architecture, for example "llama". This and the next two: valid as long as the model.
     struct edgellm_str arch;
@@ -314,6 +318,8 @@ typedef struct edgellm_model_info {
     uint32_t has_chat_template;
     // How many tokens end a generation.
     uint32_t n_eos;
+    // Memory that the weights take on a CUDA device, in bytes; 0 when they are on the CPU.
+    uint64_t weight_bytes_device;
 } edgellm_model_info;
 
 // A token: an index into the model's vocabulary. -1 where there is none.

@@ -40,7 +40,7 @@ pub mod session;
 pub mod tensor;
 pub mod tokenizer;
 
-pub use backend::KvFormat;
+pub use backend::{Device, KvFormat};
 pub use error::{Error, Result};
 pub use model::{LoadOptions, Model, Source};
 pub use quant::I2sLayout;

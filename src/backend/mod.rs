@@ -119,10 +119,34 @@ pub enum KvFormat {
     I8,
 }
 
+/// Which machine a model is loaded onto.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    /// The first CUDA device that can run the model, else the CPU. Without the feature `cuda`: the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// This CUDA device, by the driver's number, or the load fails.
+    Cuda(usize),
+}
+
+impl Device {
+    /// The CPU, where the choice is ours.
+    pub fn or_cpu(self) -> Device {
+        if self == Device::Auto { Device::Cpu } else { self }
+    }
+}
+
 /// A machine that holds a model's weights. Shared by sessions and threads.
 pub trait Backend: Send + Sync {
     /// What computes, for people: `x86_64-avx2`.
     fn name(&self) -> &'static str;
+
+    /// Where it computes: never [`Device::Auto`].
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
 
     /// How many threads compute.
     fn threads(&self) -> usize;
@@ -158,14 +182,15 @@ pub trait Sequence: Send {
     fn ffn_out(&mut self, layer: usize) -> Result<()>;
     /// RMSNorm and output projection of the pass's last token.
     fn head(&mut self) -> Result<()>;
-    /// How many pieces a pass over one generated token has on a machine that takes it in larger pieces than stages;
-    /// 0 = the stages it is.
-    fn decode_pieces(&self) -> usize {
+    /// In how many pieces a machine takes a pass over one generated token, when it does so in larger ones than stages;
+    /// 0 = the stages it is. `paced`: somebody wants to stop between them.
+    fn decode_pieces(&self, paced: bool) -> usize {
+        let _ = paced;
         0
     }
-    /// One of those pieces, in order; the last leaves the logits.
-    fn decode_piece(&mut self, index: usize, token: u32, position: usize) -> Result<()> {
-        let _ = (index, token, position);
+    /// One of so many pieces, in order; the last leaves the logits.
+    fn decode_piece(&mut self, index: usize, pieces: usize, token: u32, position: usize) -> Result<()> {
+        let _ = (index, pieces, token, position);
         Err(Error::Internal("this backend decodes by stages".into()))
     }
     /// Waits until the stages so far are done, where they are done elsewhere. A pass is complete after it.

@@ -9,7 +9,9 @@ use crate::tensor::host_memory;
 use crate::{Error, Result, cpu};
 use std::ffi::c_char;
 
-/// edgellm_device_info.device of the CPU; CUDA devices have the driver's numbers, from 0.
+/// load_params.device: the first CUDA device that can run the model, else the CPU.
+pub const EDGELLM_DEVICE_AUTO: i32 = -1;
+/// load_params.device and edgellm_device_info.device of the CPU; CUDA devices have the driver's numbers, from 0.
 pub const EDGELLM_DEVICE_CPU: i32 = -2;
 
 /// What a device is. Set struct_size to sizeof(edgellm_device_info) before the call.

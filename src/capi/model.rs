@@ -1,5 +1,6 @@
 //! Models: load, share, ask, free.
 
+use super::device::{EDGELLM_DEVICE_AUTO, EDGELLM_DEVICE_CPU};
 use super::guard::{guard, guard_status, guard_unit, watch_forks};
 use super::handle::{Handle, edgellm_model};
 use super::memory::{Buffer, Out, bytes, check_flags, text};
@@ -8,7 +9,7 @@ use super::status::{EDGELLM_OK, Failure, edgellm_status};
 use super::types::edgellm_str;
 use crate::file::Value;
 use crate::model::{OnThread, Schedule, Source};
-use crate::{Error, I2sLayout, LoadOptions, Model, Result};
+use crate::{Device, Error, I2sLayout, LoadOptions, Model, Result};
 use std::ffi::{OsStr, c_char, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -86,8 +87,9 @@ pub struct edgellm_load_params {
     /// EDGELLM_I2S_*: the order of codes in I2_S tensors, which no file says of itself; a wrong one gives a model that talks
     /// nonsense. Rows are a multiple of 128 weights in all of them. Files without such tensors are not affected.
     pub i2s_layout: i32,
-    /// For later: 0.
-    pub reserved0: u32,
+    /// EDGELLM_DEVICE_AUTO, EDGELLM_DEVICE_CPU, or the number of a CUDA device, on which the model then runs, or the load
+    /// fails. EDGELLM_LOAD_EXACT means the CPU where the choice is free.
+    pub device: i32,
 }
 
 sized!(edgellm_load_params {
@@ -107,7 +109,7 @@ sized!(edgellm_load_params {
     on_thread: None,
     on_thread_user: std::ptr::null_mut(),
     i2s_layout: EDGELLM_I2S_BLOCK128,
-    reserved0: 0,
+    device: EDGELLM_DEVICE_AUTO,
 });
 
 /// What a model is. Set struct_size to sizeof(edgellm_model_info) before the call.
@@ -124,7 +126,7 @@ pub struct edgellm_model_info {
     pub n_layers: u32,
     /// Weights, counted.
     pub n_params: u64,
-    /// Memory that the weights take in this process, mapped or not, in bytes.
+    /// Memory that the weights take in this process, mapped or not, in bytes; 0 when they are on a CUDA device.
     pub weight_bytes_host: u64,
     /// Architecture, for example "llama". This and the next two: valid as long as the model.
     pub arch: edgellm_str,
@@ -136,6 +138,8 @@ pub struct edgellm_model_info {
     pub has_chat_template: u32,
     /// How many tokens end a generation.
     pub n_eos: u32,
+    /// Memory that the weights take on a CUDA device, in bytes; 0 when they are on the CPU.
+    pub weight_bytes_device: u64,
 }
 
 const EMPTY: edgellm_str = edgellm_str { ptr: std::ptr::null(), len: 0 };
@@ -152,6 +156,7 @@ sized!(edgellm_model_info {
     quant: EMPTY,
     has_chat_template: 0,
     n_eos: 0,
+    weight_bytes_device: 0,
 });
 
 /// The model behind a handle.
@@ -218,6 +223,7 @@ unsafe fn load(params: &edgellm_load_params) -> Result<Arc<Model>> {
         None => true,
     };
     let options = LoadOptions {
+        device: device(params)?,
         threads: params.n_threads as usize,
         spin_us: params.spin_us,
         // SAFETY: the caller's contract.
@@ -248,10 +254,18 @@ unsafe fn cpu_mask(params: &edgellm_load_params) -> Result<Option<&[u64]>> {
     Ok(Some(unsafe { std::slice::from_raw_parts(mask, words) }))
 }
 
-fn i2s_layout(params: &edgellm_load_params) -> Result<I2sLayout> {
-    if params.reserved0 != 0 {
-        return Err(Error::argument(format!("load_params.reserved0: {}, not 0", params.reserved0)));
+fn device(params: &edgellm_load_params) -> Result<Device> {
+    match params.device {
+        EDGELLM_DEVICE_AUTO => Ok(Device::Auto),
+        EDGELLM_DEVICE_CPU => Ok(Device::Cpu),
+        number => {
+            let unknown = |_| Error::argument(format!("load_params.device: {number} is no EDGELLM_DEVICE_*"));
+            usize::try_from(number).map(Device::Cuda).map_err(unknown)
+        }
     }
+}
+
+fn i2s_layout(params: &edgellm_load_params) -> Result<I2sLayout> {
     match params.i2s_layout {
         EDGELLM_I2S_BLOCK128 => Ok(I2sLayout::Block128),
         EDGELLM_I2S_BLOCK64 => Ok(I2sLayout::Block64),
@@ -330,13 +344,15 @@ pub unsafe extern "C" fn edgellm_model_get_info(
         let (model, out) = unsafe { (model(m)?, OutStruct::new(out)?) };
         let info = model.info();
         let tokenizer = model.tokenizer();
+        let on_device = matches!(info.device, Device::Cuda(_));
         out.write(&edgellm_model_info {
             struct_size: edgellm_model_info::DEFAULT_SIZE,
             n_vocab: clamp(info.vocab_len),
             n_ctx_train: clamp(info.context_len_max),
             n_layers: clamp(info.layers),
             n_params: info.parameters,
-            weight_bytes_host: info.weights_bytes,
+            weight_bytes_host: if on_device { 0 } else { info.weights_bytes },
+            weight_bytes_device: if on_device { info.weights_bytes } else { 0 },
             arch: info.architecture.as_bytes().into(),
             name: info.name.as_bytes().into(),
             quant: info.quant.as_bytes().into(),

@@ -20,8 +20,8 @@ enum Stage {
     FfnIn,
     FfnOut,
     Head,
-    /// A piece of a pass over one generated token.
-    Decode(usize),
+    /// A piece of a pass over one generated token, of so many.
+    Decode(usize, usize),
     /// Everything is asked for.
     Last,
     Done,
@@ -51,11 +51,15 @@ pub fn forward(
     progress: &mut Progress,
     mut stop: impl FnMut() -> bool,
 ) -> Result<bool> {
-    let pieces = if pass.decode { sequence.decode_pieces() } else { 0 };
+    if pass.decode && progress.stage == Stage::Embed {
+        let pieces = sequence.decode_pieces(pass.paced);
+        if pieces > 0 {
+            progress.stage = Stage::Decode(0, pieces);
+        }
+    }
     loop {
         let layer = progress.layer;
         progress.stage = match progress.stage {
-            Stage::Embed if pieces > 0 => Stage::Decode(0),
             Stage::Embed => {
                 sequence.embed(pass.tokens, pass.position)?;
                 Stage::AttnIn
@@ -91,9 +95,9 @@ pub fn forward(
                 sequence.head()?;
                 Stage::Last
             }
-            Stage::Decode(piece) => {
-                sequence.decode_piece(piece, pass.tokens[0], pass.position)?;
-                if piece + 1 < pieces { Stage::Decode(piece + 1) } else { Stage::Last }
+            Stage::Decode(piece, pieces) => {
+                sequence.decode_piece(piece, pieces, pass.tokens[0], pass.position)?;
+                if piece + 1 < pieces { Stage::Decode(piece + 1, pieces) } else { Stage::Last }
             }
             Stage::Last => {
                 sequence.wait()?;

@@ -5,8 +5,10 @@ pub mod config;
 pub mod forward;
 pub mod weights;
 
-use crate::backend::Backend;
 use crate::backend::cpu::{CpuBackend, Options};
+#[cfg(feature = "cuda")]
+use crate::backend::cuda::{self, CudaBackend};
+use crate::backend::{Backend, Device, Weights};
 use crate::cpu::environment::FloatEnvironment;
 pub use crate::cpu::threads::{OnThread, Schedule};
 use crate::cpu::threads::{PoolOptions, ThreadPool, cores};
@@ -21,6 +23,8 @@ use std::time::{Duration, Instant};
 
 /// How a model is loaded.
 pub struct LoadOptions<'a> {
+    /// Where the model runs.
+    pub device: Device,
     /// Threads that compute, the caller's included: at most 1024. 1 = no other threads. 0 = one per CPU of `cpu_mask`, or
     /// without one per big core, in both cases as far as this process may use them. (A core is big when it is at least half
     /// as fast as the fastest one; its hyperthreads count once; a quota of the control group counts.)
@@ -51,6 +55,7 @@ pub struct LoadOptions<'a> {
 impl Default for LoadOptions<'_> {
     fn default() -> Self {
         LoadOptions {
+            device: Device::Auto,
             threads: 0,
             spin_us: 100,
             cpu_mask: None,
@@ -124,6 +129,8 @@ pub struct ModelInfo<'a> {
     pub weights_bytes: u64,
     /// Bytes of weights read to decode one token.
     pub weights_bytes_per_token: u64,
+    /// Where it runs.
+    pub device: Device,
     /// The kernel table.
     pub isa: &'static str,
     /// Threads that compute.
@@ -137,8 +144,21 @@ impl Model {
     pub fn load(source: Source<'_>, options: LoadOptions<'_>) -> Result<Arc<Model>> {
         let _environment = FloatEnvironment::enter();
         let start = Instant::now();
-        let LoadOptions { threads, spin_us, cpu_mask, schedule, on_thread, mmap, exact, i2s_layout, isa, progress } =
-            options;
+        let LoadOptions {
+            device,
+            threads,
+            spin_us,
+            cpu_mask,
+            schedule,
+            on_thread,
+            mmap,
+            exact,
+            i2s_layout,
+            isa,
+            progress,
+        } = options;
+        // Who asks for what only the CPU has means the CPU.
+        let device = if exact || isa.is_some() { device.or_cpu() } else { device };
         let spin = Duration::from_micros(spin_us as u64);
         let pool_options = PoolOptions { threads, spin, cpus: cpu_mask.map(cores::from_mask), schedule, on_thread };
         let forced = std::env::var("LIBEDGELLM_FORCE_ISA").ok();
@@ -157,9 +177,7 @@ impl Model {
         let weights = weights::find(&file, &config)?;
         let pool = ThreadPool::start(pool_options)?;
         let backend_options = Options { kernels, pool, exact, keep_file };
-        let backend = CpuBackend::new(config.shape.clone(), weights, &file, backend_options, &mut |done| {
-            progress.report(done).is_ok()
-        })?;
+        let backend = backend(device, &config, weights, &file, backend_options, &mut progress)?;
         let (tensors, quant) = summary(&file);
         let model = Model {
             name: metadata.string("general.name").ok().flatten().unwrap_or_default().to_owned(),
@@ -169,7 +187,7 @@ impl Model {
             config,
             metadata,
             tokenizer,
-            backend: Box::new(backend),
+            backend,
             load_ns: start.elapsed().as_nanos() as u64,
         };
         log::info!(
@@ -204,6 +222,7 @@ impl Model {
             tensors: &self.tensors,
             weights_bytes: self.backend.weights_bytes() as u64,
             weights_bytes_per_token: self.backend.weights_bytes_per_token() as u64,
+            device: self.backend.device(),
             isa: self.backend.name(),
             threads: self.backend.threads(),
             load_ns: self.load_ns,
@@ -238,6 +257,76 @@ const _: () = {
     const fn any_thread<T: Send + Sync>() {}
     any_thread::<Model>();
 };
+
+/// The weights on the machine that was asked for.
+fn backend(
+    device: Device,
+    config: &Config,
+    weights: Weights<'_>,
+    file: &Arc<ModelFile>,
+    options: Options,
+    progress: &mut Reporter<'_>,
+) -> Result<Box<dyn Backend>> {
+    match cuda_backend(device, config, &weights, file, &options, progress) {
+        Ok(Some(backend)) => return Ok(backend),
+        Ok(None) => {}
+        Err(error @ (Error::Device(_) | Error::DeviceMemory { .. } | Error::Unsupported(_)))
+            if device == Device::Auto =>
+        {
+            log::warn!("runs on the CPU: {error}");
+        }
+        Err(error) => return Err(error),
+    }
+    let mut report = |done| progress.report(done).is_ok();
+    Ok(Box::new(CpuBackend::new(config.shape.clone(), weights, file, options, &mut report)?))
+}
+
+/// The weights on a CUDA device; None when none was asked for, or none is there and the choice is ours.
+#[cfg(feature = "cuda")]
+fn cuda_backend(
+    device: Device,
+    config: &Config,
+    weights: &Weights<'_>,
+    file: &ModelFile,
+    options: &Options,
+    progress: &mut Reporter<'_>,
+) -> Result<Option<Box<dyn Backend>>> {
+    let index = match device {
+        Device::Cpu => return Ok(None),
+        Device::Cuda(_) if options.exact => return Err(Error::Unsupported("exact mode runs on the CPU only".into())),
+        Device::Cuda(index) => index,
+        Device::Auto => match cuda::first_usable() {
+            Ok(index) => index,
+            Err(error) => {
+                log::debug!("runs on the CPU: {error}");
+                return Ok(None);
+            }
+        },
+    };
+    let mut done = 0;
+    let mut release = |bytes: &[u8]| {
+        file.release(bytes);
+        done += bytes.len();
+        progress.report(done)
+    };
+    let backend = CudaBackend::new(index, config.shape.clone(), weights, &options.pool, &mut release)?;
+    Ok(Some(Box::new(backend)))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_backend(
+    device: Device,
+    _: &Config,
+    _: &Weights<'_>,
+    _: &ModelFile,
+    _: &Options,
+    _: &mut Reporter<'_>,
+) -> Result<Option<Box<dyn Backend>>> {
+    match device {
+        Device::Cuda(_) => Err(Error::device("this build has no CUDA (feature `cuda`)")),
+        Device::Auto | Device::Cpu => Ok(None),
+    }
+}
 
 /// Tells the caller of a load how far it is.
 struct Reporter<'a> {

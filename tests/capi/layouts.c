@@ -40,7 +40,7 @@ int main(int argc, char **argv) {
     int file, layout;
     CHECK(argc == 4);
     edgellm_load_params_init(&params);
-    CHECK(params.i2s_layout == EDGELLM_I2S_BLOCK128 && params.reserved0 == 0);
+    CHECK(params.i2s_layout == EDGELLM_I2S_BLOCK128 && params.device == EDGELLM_DEVICE_AUTO);
     n = logits(params, argv[1], expected);
     for (file = 0; file < 3; file++) {
         for (layout = 0; layout < 3; layout++) {
@@ -51,7 +51,7 @@ int main(int argc, char **argv) {
     /* A caller from before the field was there: the default, whatever is behind. */
     params.struct_size = offsetof(edgellm_load_params, i2s_layout);
     params.i2s_layout = EDGELLM_I2S_ROWS4;
-    params.reserved0 = 7;
+    params.device = -7;
     CHECK(logits(params, argv[1], found) == n && memcmp(found, expected, n * sizeof *found) == 0);
     return 0;
 }

@@ -62,9 +62,11 @@ static void loading(const char *path) {
     params.i2s_layout = -1;
     REFUSED(ARG, "i2s_layout: -1", edgellm_load(&params, &out));
     params.i2s_layout = EDGELLM_I2S_BLOCK128;
-    params.reserved0 = 1;
-    REFUSED(ARG, "reserved0: 1", edgellm_load(&params, &out));
-    params.reserved0 = 0;
+    params.device = -3;
+    REFUSED(ARG, "device: -3", edgellm_load(&params, &out));
+    params.device = 1000;
+    REFUSED(EDGELLM_E_DEVICE, "CUDA", edgellm_load(&params, &out));
+    params.device = EDGELLM_DEVICE_AUTO;
     params.path = "no/such/file.gguf";
     REFUSED(EDGELLM_E_IO, "no/such/file.gguf", edgellm_load(&params, &out));
     CHECK(edgellm_last_errno() == ENOENT);

@@ -4,7 +4,7 @@ use crate::failure::Failure;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use edgellm::convert::Options;
 use edgellm::quant::Format;
-use edgellm::{I2sLayout, KvFormat, LoadOptions, Model, Sampling, SessionOptions, Source};
+use edgellm::{Device, I2sLayout, KvFormat, LoadOptions, Model, Sampling, SessionOptions, Source};
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -204,6 +204,9 @@ pub struct LoadArgs {
     /// Threads that compute; 0 = one per big core this process may use
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
+    /// Where to run: cpu, cuda (the first device), cuda:N [default: a CUDA device that can run the model, else the CPU]
+    #[arg(short, long, value_name = "DEVICE", value_parser = device)]
+    pub device: Option<Device>,
     /// Kernel table, such as x86_64-avx2 or scalar [default: the best this CPU has]
     #[arg(long, value_name = "NAME")]
     pub isa: Option<String>,
@@ -225,6 +228,15 @@ enum I2s {
     Rows4,
 }
 
+fn device(text: &str) -> Result<Device, String> {
+    match text.split_once(':') {
+        None if text == "cpu" => Ok(Device::Cpu),
+        None if text == "cuda" => Ok(Device::Cuda(0)),
+        Some(("cuda", number)) => number.parse().map(Device::Cuda).map_err(|error| format!("cuda:{number}: {error}")),
+        _ => Err("is none of cpu, cuda and cuda:N".into()),
+    }
+}
+
 impl LoadArgs {
     /// Loads the model; a load that people have to wait for shows its progress on a terminal.
     pub fn load(&self) -> Result<Arc<Model>, Failure> {
@@ -234,6 +246,7 @@ impl LoadArgs {
             true
         };
         let options = LoadOptions {
+            device: self.device.unwrap_or_default(),
             threads: self.threads,
             isa: self.isa.as_deref(),
             exact: self.exact,

@@ -3,7 +3,7 @@
 use crate::args::BenchArgs;
 use crate::failure::Failure;
 use crate::memory::{Memory, Stream};
-use edgellm::{EventKind, Sampling, Session, SessionOptions};
+use edgellm::{Device, EventKind, Sampling, Session, SessionOptions};
 use serde_json::json;
 use std::io::Write;
 use std::time::Instant;
@@ -28,7 +28,8 @@ struct Report {
     decode_tokens_per_s: f64,
     /// Bytes of weights per second while decoding.
     decode_bytes_per_s: f64,
-    read_bytes_per_s: f64,
+    /// What the threads read of the CPU's memory; None: they do not compute.
+    read_bytes_per_s: Option<f64>,
     memory: Memory,
 }
 
@@ -52,14 +53,16 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
     // A warm-up that counts for nothing but memory: all of it is in use now, and the stream's comes after.
     repeat(&mut session, &tokens, 1)?;
     let memory = Memory::now();
-    let stream = Stream::new()?;
+    let stream = if model.info().device == Device::Cpu { Some(Stream::new()?) } else { None };
 
     // Measured in turns, so that a machine that slows down slows both.
-    let (mut times, mut read_bytes_per_s) = (Vec::new(), 0.0f64);
+    let (mut times, mut read_bytes_per_s) = (Vec::new(), None);
     for _ in 0..args.repeat {
         times.push(repeat(&mut session, &tokens, gen_len)?);
         for _ in 0..READS_PER_REPEAT {
-            read_bytes_per_s = read_bytes_per_s.max(stream.read(&model)?);
+            if let Some(stream) = &stream {
+                read_bytes_per_s = Some(stream.read(&model)?.max(read_bytes_per_s.unwrap_or(0.0)));
+            }
         }
     }
     let first_token = median(times.iter().map(|times| times.first_token).collect());
@@ -143,7 +146,7 @@ fn to_json(args: &BenchArgs, model: &edgellm::Model, report: &Report) -> String 
         "decode_tokens_per_s": report.decode_tokens_per_s,
         "weights_bytes_per_token": info.weights_bytes_per_token,
         "decode_gb_per_s": report.decode_bytes_per_s / 1e9,
-        "read_gb_per_s": report.read_bytes_per_s / 1e9,
+        "read_gb_per_s": report.read_bytes_per_s.map(|bytes| bytes / 1e9),
         "load_ms": report.load_ms,
         "load_to_first_token_ms": report.load_to_first_token_ms,
         "first_token_ms": report.first_token_ms,
@@ -157,13 +160,16 @@ fn to_json(args: &BenchArgs, model: &edgellm::Model, report: &Report) -> String 
 fn to_lines(args: &BenchArgs, model: &edgellm::Model, report: &Report) -> String {
     let info = model.info();
     let mib = |bytes: Option<u64>| bytes.map_or("?".to_owned(), |bytes| format!("{:.0} MiB", bytes as f64 / 1048576.0));
+    let beside_read = report.read_bytes_per_s.map_or(String::new(), |read| {
+        format!(", {:.0} % of the {:.1} GB/s these threads read", 100.0 * report.decode_bytes_per_s / read, read / 1e9)
+    });
     format!(
         "\
 model         {} {} ({:.1} MB of weights read per token)
 kernels       {}, {} threads
 prefill       {:.1} tokens/s ({} tokens, median of {})
 decode        {:.1} tokens/s ({} tokens, median of {})
-              {:.1} GB/s of weights, {:.0} % of the {:.1} GB/s these threads read
+              {:.1} GB/s of weights{}
 first token   {:.1} ms with the prompt, {:.1} ms from the start of the load ({:.1} ms) with one token
 memory        {} at most; {} of our own, {} of mapped file
 ",
@@ -179,8 +185,7 @@ memory        {} at most; {} of our own, {} of mapped file
         args.gen_tokens,
         args.repeat,
         report.decode_bytes_per_s / 1e9,
-        100.0 * report.decode_bytes_per_s / report.read_bytes_per_s,
-        report.read_bytes_per_s / 1e9,
+        beside_read,
         report.first_token_ms,
         report.load_to_first_token_ms,
         report.load_ms,

@@ -1,0 +1,455 @@
+//! The kernels of `kernels/*.cu` by name, and their parameters: the twins of the structures in `kernels/common.cuh` and
+//! `kernels/prefill.cu`, which say what each field means.
+
+use super::Shape;
+use crate::cuda::{Context, Function, Module, Stream};
+use crate::{Error, Result};
+use std::ffi::{CStr, c_void};
+use std::sync::Arc;
+
+/// An address on the device.
+pub type DevicePointer = u64;
+
+/// Weights in tiles on the device.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Matrix {
+    pub codes: DevicePointer,
+    pub high: DevicePointer,
+    pub scales: DevicePointer,
+    pub supers: DevicePointer,
+    pub bias: DevicePointer,
+    pub rows: u32,
+    pub columns: u32,
+    pub format: u32,
+    pub scale: f32,
+    pub unused: [u32; 2],
+}
+
+/// A sequence's place: what the next decode pass takes, and what the last one found.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct State {
+    pub token: u32,
+    pub position: u32,
+    pub best: u32,
+    pub best_logit: f32,
+    pub log_sum_exp: f32,
+    pub done: u32,
+}
+
+/// A vector in int8 groups.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Quantized {
+    pub codes: DevicePointer,
+    pub groups: DevicePointer,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Project {
+    pub x: DevicePointer,
+    pub quantized: Quantized,
+    pub norm: DevicePointer,
+    pub y: DevicePointer,
+    pub matrix: [Matrix; 3],
+    pub matrices: u32,
+    pub add: u32,
+    pub epsilon: f32,
+    pub unused: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct GateUp {
+    pub x: DevicePointer,
+    pub norm: DevicePointer,
+    pub gate: Matrix,
+    pub up: Matrix,
+    pub activated: DevicePointer,
+    pub quantized: Quantized,
+    pub epsilon: f32,
+    pub activation: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Attention {
+    pub state: DevicePointer,
+    pub q: DevicePointer,
+    pub k: DevicePointer,
+    pub v: DevicePointer,
+    pub q_norm: DevicePointer,
+    pub k_norm: DevicePointer,
+    pub rope: DevicePointer,
+    pub keys: DevicePointer,
+    pub values: DevicePointer,
+    pub partials: DevicePointer,
+    pub counters: DevicePointer,
+    pub attended: DevicePointer,
+    pub query_heads: u32,
+    pub kv_heads: u32,
+    pub head_dim: u32,
+    pub context: u32,
+    pub pairs: u32,
+    pub adjacent: u32,
+    pub epsilon: f32,
+    pub unused: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Head {
+    pub x: DevicePointer,
+    pub norm: DevicePointer,
+    pub matrix: Matrix,
+    pub logits: DevicePointer,
+    pub partials: DevicePointer,
+    pub epsilon: f32,
+    pub unused: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PrefillEmbed {
+    pub embedding: Matrix,
+    pub tokens: DevicePointer,
+    pub residual: DevicePointer,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PrefillRows {
+    pub x: DevicePointer,
+    pub up: DevicePointer,
+    pub norm: DevicePointer,
+    pub out: DevicePointer,
+    pub row_scale: DevicePointer,
+    pub columns: u32,
+    pub x_stride: u32,
+    pub out_stride: u32,
+    pub epsilon: f32,
+    pub activation: u32,
+    pub ternary: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PrefillGemm {
+    pub matrices: [Matrix; 3],
+    pub x: DevicePointer,
+    pub row_scale: DevicePointer,
+    pub y: DevicePointer,
+    pub y_half: DevicePointer,
+    /// For sums in parts that are spread over the grid, which is not done here.
+    pub turns: DevicePointer,
+    pub count: u32,
+    pub tokens: u32,
+    pub x_stride: u32,
+    pub y_stride: u32,
+    pub mode: u32,
+    pub activation: u32,
+    pub x_scale: f32,
+    pub y_scale: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PrefillRope {
+    pub qkv: DevicePointer,
+    pub q_norm: DevicePointer,
+    pub k_norm: DevicePointer,
+    pub table: DevicePointer,
+    pub q: DevicePointer,
+    pub keys: DevicePointer,
+    pub values: DevicePointer,
+    pub tokens: u32,
+    pub position: u32,
+    pub stride: u32,
+    pub query_heads: u32,
+    pub kv_heads: u32,
+    pub head_dim: u32,
+    pub pairs: u32,
+    pub capacity: u32,
+    pub epsilon: f32,
+    pub q_scale: f32,
+    pub adjacent: u32,
+    pub reserved: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PrefillAttention {
+    pub q: DevicePointer,
+    pub keys: DevicePointer,
+    pub values: DevicePointer,
+    pub out_half: DevicePointer,
+    pub out: DevicePointer,
+    pub tokens: u32,
+    pub position: u32,
+    pub query_heads: u32,
+    pub kv_heads: u32,
+    pub capacity: u32,
+    pub out_stride: u32,
+}
+
+const _: () = {
+    assert!(size_of::<Matrix>() == 64 && size_of::<State>() == 24 && size_of::<Project>() == 248);
+    assert!(size_of::<GateUp>() == 176 && size_of::<Attention>() == 128 && size_of::<Head>() == 104);
+};
+
+/// The heads that prefill's attention has kernels for.
+pub const HEAD_DIMS: [usize; 5] = [64, 80, 96, 128, 256];
+/// Inputs of a matrix: their int8 form must fit the shared memory of a thread block.
+pub const COLUMNS_MAX: usize = 32768;
+/// Query heads that a thread block of decode attention takes.
+const ATTENTION_HEADS: usize = 4;
+/// Logits of a partial result of the head.
+pub const HEAD_ROWS: usize = 64;
+/// The most warps that share the columns of a matrix.
+const PROJECT_WARPS: usize = 12;
+const TILE_ROWS: usize = 8;
+/// Columns of rows of half precision are filled up to a multiple of this.
+pub const ROW_COLUMNS: usize = 128;
+
+/// Every kernel, for one device and shape.
+pub struct Kernels {
+    multiprocessors: u32,
+    /// Dynamic shared memory that a thread block may have.
+    shared_max: usize,
+    /// Turing: attention of a prompt has fewer buffers.
+    narrow: bool,
+    pub embed: Function,
+    project: [(u32, Function); 3], // tiles that a thread block takes at a time
+    gate_up: Function,
+    gate_up_mixed: Function,
+    pub attention: Function,
+    pub head: Function,
+    pub finish: Function,
+    pub prefill_embed: Function,
+    pub prefill_rows: Function,
+    gemm: [Gemm; 4], // from the largest thread blocks to the smallest
+    pub prefill_rope: Function,
+    pub prefill_attention: Function,
+}
+
+/// A shape of prefill_gemm.
+struct Gemm {
+    /// Weight rows of a thread block (of gate and up: of both together).
+    rows: u32,
+    /// Tokens of a thread block.
+    tokens: u32,
+    threads: u32,
+    stages: usize,
+    function: Function,
+}
+
+impl Gemm {
+    /// Dynamic shared memory for weights of this format.
+    fn shared_bytes(&self, format: u32) -> usize {
+        let (rows, tokens) = (self.rows as usize, self.tokens as usize);
+        let pipeline = self.stages * (tokens * 272 + rows / 8 * gemm_tile_bytes(format));
+        pipeline.max(tokens * (rows + 4) * 4)
+    }
+}
+
+/// How a kernel is launched.
+pub struct Launch<'a> {
+    pub function: &'a Function,
+    pub grid: [u32; 3],
+    pub threads: u32,
+    pub shared_bytes: usize,
+    /// It may start before the kernel before it has ended. Large ones are better off without: their blocks would only take
+    /// the room of those that work.
+    pub overlap: bool,
+}
+
+impl Launch<'_> {
+    /// Launches it with one parameter.
+    ///
+    /// # Safety
+    /// `P` is what the kernel takes; what it points to is alive until the kernel has ended (captured: until the graph is
+    /// gone), as large as the kernel's contract says, and used by this stream only.
+    pub unsafe fn run<P: Copy>(&self, stream: &Stream, parameter: P) -> Result<()> {
+        let mut parameter = parameter;
+        // SAFETY: the caller's contract.
+        unsafe { self.run_all(stream, &mut [(&raw mut parameter).cast()]) }
+    }
+
+    /// The same with several parameters, by their addresses.
+    ///
+    /// # Safety
+    /// As for [`Launch::run`].
+    pub unsafe fn run_all(&self, stream: &Stream, parameters: &mut [*mut c_void]) -> Result<()> {
+        let (block, shared) = ([self.threads, 1, 1], self.shared_bytes as u32);
+        // SAFETY: the caller's contract; every kernel waits for the one before it by itself.
+        unsafe { stream.launch(self.function, self.grid, block, shared, self.overlap, parameters) }
+    }
+}
+
+impl Kernels {
+    /// Loads the modules and finds what this shape needs.
+    pub fn load(context: &Arc<Context>, shape: &Shape) -> Result<Self> {
+        let (decode, prefill) = (Module::load(context, "decode")?, Module::load(context, "prefill")?);
+        let (attention, prefill_attention) = match shape.head_dim {
+            64 => (c"decode_attention64", c"prefill_attention_64"),
+            80 => (c"decode_attention128", c"prefill_attention_80"),
+            96 => (c"decode_attention128", c"prefill_attention_96"),
+            128 => (c"decode_attention128", c"prefill_attention_128"),
+            _ => (c"decode_attention256", c"prefill_attention_256"),
+        };
+        let gemm = |rows, tokens, threads, stages, name: &CStr| {
+            Ok::<_, Error>(Gemm { rows, tokens, threads, stages, function: prefill.function(name)? })
+        };
+        // Devices with 100 KiB of shared memory or less have fewer stages.
+        let small = matches!(context.info().capability, (7, 5) | (8, 6) | (8, 9) | (12.., _));
+        let stages_64 = if small { 2 } else { 3 };
+        let shared_max = context.info().shared_bytes_max;
+        let kernels = Kernels {
+            multiprocessors: context.info().multiprocessors,
+            shared_max,
+            narrow: context.info().capability < (8, 0),
+            embed: decode.function(c"decode_embed")?,
+            project: [
+                (1, decode.function(c"decode_project1")?),
+                (2, decode.function(c"decode_project2")?),
+                (4, decode.function(c"decode_project4")?),
+            ],
+            gate_up: decode.function(c"decode_gate_up")?,
+            gate_up_mixed: decode.function(c"decode_gate_up_mixed")?,
+            attention: decode.function(attention)?,
+            head: decode.function(c"decode_head")?,
+            finish: decode.function(c"decode_finish")?,
+            prefill_embed: prefill.function(c"prefill_embed")?,
+            prefill_rows: prefill.function(c"prefill_rows")?,
+            gemm: [
+                gemm(128, 64, 128, 2, c"prefill_gemm_128x64")?,
+                gemm(64, 64, 128, stages_64, c"prefill_gemm_64x64")?,
+                gemm(32, 32, 64, 4, c"prefill_gemm_32x32")?,
+                gemm(32, 16, 64, 6, c"prefill_gemm_32x16")?,
+            ],
+            prefill_rope: prefill.function(c"prefill_rope_append")?,
+            prefill_attention: prefill.function(prefill_attention)?,
+        };
+        // What a kernel is not allowed now it could not be launched with later.
+        let allow = |function: &Function, bytes: usize| match bytes <= shared_max {
+            true => function.allow_shared(bytes),
+            false => Ok(()), // Not launched: `gemm` takes another shape.
+        };
+        for gemm in &kernels.gemm {
+            let most =
+                GEMM_FORMATS.iter().map(|&format| gemm.shared_bytes(format)).filter(|bytes| *bytes <= shared_max);
+            allow(&gemm.function, most.max().unwrap_or(0))?;
+        }
+        allow(&kernels.prefill_attention, kernels.prefill_attention(shape, 1).shared_bytes)?;
+        Ok(kernels)
+    }
+
+    /// decode_project: one of its forms.
+    pub fn project(&self, parameters: &Project) -> Result<Launch<'_>> {
+        let matrices = &parameters.matrix[..parameters.matrices as usize];
+        let (tiles_each, function) = &self.project[0];
+        let tiles = matrices.iter().map(|matrix| matrix.rows.div_ceil(TILE_ROWS as u32).div_ceil(*tiles_each)).sum();
+        self.columns_shared(function, tiles, matrices[0].columns)
+    }
+
+    /// decode_gate_up.
+    pub fn gate_up(&self, parameters: &GateUp) -> Result<Launch<'_>> {
+        let same = parameters.gate.format == parameters.up.format;
+        let function = if same { &self.gate_up } else { &self.gate_up_mixed };
+        self.columns_shared(function, parameters.gate.rows.div_ceil(32), parameters.gate.columns)
+    }
+
+    /// decode_head.
+    pub fn head(&self, parameters: &Head) -> Result<Launch<'_>> {
+        self.columns_shared(&self.head, parameters.matrix.rows.div_ceil(HEAD_ROWS as u32), parameters.matrix.columns)
+    }
+
+    /// A kernel whose thread blocks each hold the input vector in int8, at most as many as are resident at once.
+    fn columns_shared<'a>(&self, function: &'a Function, blocks: u32, columns: u32) -> Result<Launch<'a>> {
+        let threads = project_threads(columns as usize);
+        let shared_bytes = columns.div_ceil(128) as usize * 160; // Codes and two floats a group, in whole steps.
+        let resident = self.multiprocessors * function.blocks_per_multiprocessor(threads, shared_bytes)?;
+        Ok(Launch { function, grid: [blocks.min(resident).max(1), 1, 1], threads, shared_bytes, overlap: true })
+    }
+
+    /// prefill_gemm in the shape that is fastest for so many tokens and outputs. Every shape gives the same bits.
+    pub fn gemm(&self, parameters: &PrefillGemm) -> Launch<'_> {
+        let matrices = &parameters.matrices[..parameters.count as usize];
+        let gate_up = parameters.mode == PrefillGemm::GATE_UP;
+        let grid = |gemm: &Gemm| {
+            let outputs = match gate_up {
+                true => matrices[0].rows.div_ceil(gemm.rows / 2),
+                false => matrices.iter().map(|matrix| matrix.rows.div_ceil(gemm.rows)).sum(),
+            };
+            [parameters.tokens.div_ceil(gemm.tokens), outputs]
+        };
+        let blocks = |gemm: &Gemm| grid(gemm).into_iter().product::<u32>();
+        let shared = |gemm: &Gemm| matrices.iter().map(|matrix| gemm.shared_bytes(matrix.format)).max().unwrap_or(0);
+        let [wide, square, narrow, few] = &self.gemm;
+        let gemm = match parameters.tokens {
+            ..=16 => few,
+            ..=32 => narrow,
+            _ if blocks(wide) >= self.multiprocessors && shared(wide) <= self.shared_max => wide,
+            _ => square,
+        };
+        let [x, y] = grid(gemm);
+        let (function, threads) = (&gemm.function, gemm.threads);
+        Launch { function, grid: [x, y, 1], threads, shared_bytes: shared(gemm), overlap: false }
+    }
+}
+
+impl PrefillGemm {
+    /// y = sum + bias
+    pub const STORE: u32 = 0;
+    /// y += sum + bias
+    pub const ADD: u32 = 1;
+    /// y = activation(gate) * up
+    pub const GATE_UP: u32 = 2;
+}
+
+/// Warps that share the columns: as few steps for each as [`PROJECT_WARPS`] can have, and no idle one; at least 4.
+fn project_threads(columns: usize) -> u32 {
+    let steps = columns.div_ceil(128);
+    let each = steps.div_ceil(PROJECT_WARPS);
+    32 * steps.div_ceil(each).max(4) as u32
+}
+
+/// Splits of a sequence in decode attention, at the most, and the thread blocks that take one: a function of the shape.
+pub fn attention_grid(shape: &Shape) -> [u32; 3] {
+    let parts = (shape.query_heads / shape.kv_heads).div_ceil(ATTENTION_HEADS);
+    let lines = shape.kv_heads * parts;
+    [(128 / lines).clamp(8, 64) as u32, lines as u32, 1]
+}
+
+/// The formats of tiles, by GGUF's numbers.
+const GEMM_FORMATS: [u32; 9] = [2, 3, 6, 7, 8, 12, 13, 14, 35];
+
+/// Bytes of a tile's step in the shared memory of prefill_gemm.
+fn gemm_tile_bytes(format: u32) -> usize {
+    match format {
+        2 => 576,
+        3 => 640,
+        6 => 704,
+        7 => 768,
+        8 => 1088,
+        12 => 640,
+        13 => 768,
+        14 => 848,
+        _ => 272,
+    }
+}
+
+impl Kernels {
+    /// prefill_attention for heads of this shape.
+    pub fn prefill_attention(&self, shape: &Shape, tokens: u32) -> Launch<'_> {
+        let group = (shape.query_heads / shape.kv_heads) as u32;
+        // Keys and values of 64 positions (32 for the widest heads), twice where copies are asynchronous.
+        let stages = if self.narrow { 1 } else { 2 };
+        let positions = if shape.head_dim < 256 { 64 } else { 32 };
+        let shared_bytes = 2 * stages * positions * (shape.head_dim + 8) * 2;
+        let grid = [(tokens * group).div_ceil(64), shape.kv_heads as u32, 1];
+        Launch { function: &self.prefill_attention, grid, threads: 128, shared_bytes, overlap: false }
+    }
+}
