@@ -66,8 +66,6 @@ extern "C" __global__ void __launch_bounds__(256) decode_embed(const State* stat
 
 // ---- projections ----
 
-extern __shared__ uint4 shared[]; // activation_bytes(columns)
-
 // R tiles are a unit.
 template <u32 R> __device__ __forceinline__ u32 units_of(u32 rows) { return (rows + 8 * R - 1) / (8 * R); }
 
@@ -125,8 +123,8 @@ template <u32 R, u32 DEPTH> __device__ __forceinline__ void project(const Projec
 #undef PROJECT
 }
 
-extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, PROJECT_BLOCKS) decode_project1(Project p) { project<1, 6>(p); }
-extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, PROJECT_BLOCKS) decode_project2(Project p) { project<2, 3>(p); }
+extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, PROJECT_BLOCKS) decode_project1(Project p) { project<1, 8>(p); }
+extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, PROJECT_BLOCKS) decode_project2(Project p) { project<2, 4>(p); }
 extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, PROJECT_BLOCKS) decode_project4(Project p) { project<4, 2>(p); }
 
 // ---- gate and up ----

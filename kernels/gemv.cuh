@@ -18,11 +18,14 @@ __host__ __device__ constexpr u32 ring_groups(u32 format, u32 turn) {
     return groups;
 }
 
-// The thread's place.
+// The thread's place. Read anew for each format (`volatile`): computed once for all, it would cost registers in each.
 struct Lane {
     u32 warp, warps, lane, row, kc;
-    __device__ __forceinline__ Lane()
-        : warp(threadIdx.x / 32), warps(blockDim.x / 32), lane(threadIdx.x % 32), row(lane / 4), kc(lane % 4) {}
+    __device__ __forceinline__ Lane() : warps(blockDim.x / 32) {
+        u32 thread;
+        asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+        warp = thread / 32, lane = thread % 32, row = lane / 4, kc = lane % 4;
+    }
 };
 
 // A vector in shared memory, filled up with zeros to whole steps.
@@ -44,6 +47,175 @@ struct Activations {
         return in;
     }
 };
+
+extern __shared__ uint4 shared[]; // activation_bytes(columns), and behind it the rings where they are in shared memory
+
+#if SHARED_RINGS
+
+// The same way with the ring in shared memory (cp.async): more is on its way than registers could hold, also for the next
+// kernel while this one still runs. A warp copies whole pieces (a tile's step is contiguous in each plane) and waits for
+// half a ring at a time.
+template <u32 FORMAT> struct Slot {
+    static const u32 CODES = 32 * 4 * code_words(FORMAT), HIGH = 32 * 4 * high_words(FORMAT);
+    static const u32 SUPER = FORMAT == Q4_K || FORMAT == Q5_K ? 128 : FORMAT == TERNARY ? 16 : 0; // scales of 256 columns
+    static const u32 SCALES = FORMAT == Q4_1 || FORMAT == Q5_1 ? 128 : SUPER || FORMAT == TERNARY_ONE ? 0 : 64;
+    static const u32 SUPERS = FORMAT == Q6_K ? 16 : 0;
+    static const u32 BYTES = CODES + HIGH + SUPER + SCALES + SUPERS;
+    static const u32 RING = 8 * BYTES <= RING_BYTES ? 8 : 4;
+    static_assert(RING * BYTES <= RING_BYTES, "the ring of a warp");
+};
+
+// Copies 16 bytes.
+__device__ __forceinline__ void copy_async(u32 to, const void* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+__device__ __forceinline__ u32 shared_u32(u32 at) {
+    u32 out;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(out) : "r"(at) : "memory");
+    return out;
+}
+__device__ __forceinline__ u32 shared_u16(u32 at) {
+    u16 out;
+    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(out) : "r"(at) : "memory");
+    return out;
+}
+__device__ __forceinline__ void shared_u32x2(u32* out, u32 at) {
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(out[0]), "=r"(out[1]) : "r"(at) : "memory");
+}
+__device__ __forceinline__ void shared_u32x4(u32* out, u32 at) {
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3]) : "r"(at) : "memory");
+}
+
+template <u32 FORMAT, u32 R, u32 DEPTH, bool PAIRED> struct Stream {
+    typedef Slot<FORMAT> S;
+    static const u32 TURN = R * DEPTH, RING = S::RING < TURN ? S::RING : TURN, BATCH = RING > 1 ? RING / 2 : 1;
+    static const bool TAILS = FORMAT != Q4_K && FORMAT != Q5_K && FORMAT != Q6_K && !is_ternary(FORMAT);
+    u32 ring;        // the warp's, in shared memory
+    u32 groups;      // of a row
+    u32 mine;        // steps of this warp
+    u32 full, tail;  // whole steps of a row, groups after them
+    u32 in_tail;     // the lane's place in the step of those
+    Place at, begin; // of the last piece that was asked for, and of its step: its first group
+    u32 in_step;     // groups of a row in that step
+    bool there;
+
+    __device__ __forceinline__ Stream(u32 columns, const Lane& l) {
+        ring = (u32)__cvta_generic_to_shared(shared) + activation_bytes(columns) + l.warp * RING_BYTES;
+        groups = columns / 32, full = groups / 4;
+        u32 steps = (groups + 3) / 4, each = (steps + PROJECT_WARPS - 1) / PROJECT_WARPS;
+        mine = l.warp + (each - 1) * l.warps < steps ? each : each - 1;
+        tail = groups % 4;
+        // Lanes without a group read another one's; their activations are zero.
+        in_tail = TAILS && tail ? l.row * tail + min_u32(l.kc, tail - 1) : 0;
+    }
+
+    __device__ __forceinline__ void load(const Matrix& first, const Matrix& second, u32 unit, bool valid, u32 turn, u32 i,
+                                         const Lane& l) {
+        const u32 r = i % R;
+        if (r == 0) {
+            u32 k = turn * DEPTH + i / R, step = l.warp + k * l.warps, tile = unit * (PAIRED ? R / 2 : R);
+            there = valid && (DEPTH == 1 || k < mine);
+            begin.group = tile * (groups * 8) + step * 32;
+            begin.super = tile * groups + (step >> 1) * 8;
+            at = begin;
+            in_step = !TAILS || step < full ? 4 : tail;
+        } else if (PAIRED && r == R / 2) {
+            at = begin;
+        } else {
+            at.group += groups * 8, at.super += groups;
+        }
+        if (!there) return;
+        const Matrix& m = PAIRED && r >= R / 2 ? second : first;
+        u32 to = ring + i % RING * S::BYTES + l.lane * 16;
+        // Lane l takes bytes 16 l .. of each part.
+        auto part = [&](u32 bytes, const u8* from) {
+            u32 lanes = TAILS ? bytes / 64 * in_step : bytes / 16; // a step's four groups
+            if (bytes > 512) {
+                if (l.lane < lanes) copy_async(to, from + l.lane * 16);
+                if (l.lane + 32 < lanes) copy_async(to + 512, from + 512 + l.lane * 16);
+            } else if (bytes == 512 && !TAILS) {
+                copy_async(to, from + l.lane * 16);
+            } else if (l.lane < lanes) {
+                copy_async(to, from + l.lane * 16);
+            }
+            to += bytes;
+        };
+        part(S::CODES, m.codes + (u64)at.group * (S::CODES / 32));
+        if (S::HIGH) part(S::HIGH, m.high + (u64)at.group * (S::HIGH / 32));
+        if (S::SUPER) part(S::SUPER, m.scales + (u64)at.super * (S::SUPER / 8));
+        if (S::SCALES) part(S::SCALES, m.scales + (u64)at.group * (S::SCALES / 32));
+        if (S::SUPERS) part(S::SUPERS, m.supers + (u64)at.super * 2);
+    }
+    __device__ __forceinline__ void end_batch() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+    __device__ __forceinline__ void fill(const Matrix& first, const Matrix& second, u32 unit, bool valid, const Lane& l) {
+#pragma unroll
+        for (u32 i = 0; i < RING; i++) {
+            load(first, second, unit, valid && mine > 0, 0, i, l);
+            if (i % BATCH == BATCH - 1) end_batch();
+        }
+    }
+
+    // The lane's group of piece `i`.
+    __device__ __forceinline__ void take(u32* w, u32 i, u32 place, const Lane& l) const {
+        constexpr u32 C = code_words(FORMAT), H = high_words(FORMAT);
+        u32 from = ring + i % RING * S::BYTES, scale = from + S::CODES + S::HIGH;
+        if constexpr (C == 2) {
+            shared_u32x2(w, from + place * 8);
+        } else {
+            shared_u32x4(w, from + place * (4 * C));
+            if constexpr (C == 8) shared_u32x4(w + 4, from + place * 32 + 16);
+        }
+        if constexpr (H == 1) w[C] = shared_u32(from + S::CODES + place * 4);
+        if constexpr (H == 2) shared_u32x2(w + C, from + S::CODES + place * 8);
+        if constexpr (S::SUPER == 128) shared_u32x4(w + C + H, scale + l.row * 16);
+        if constexpr (S::SUPER == 16) w[C + H] = shared_u16(scale + l.row * 2);
+        if constexpr (S::SCALES == 128) w[C + H] = shared_u32(scale + place * 4);
+        if constexpr (S::SCALES == 64) w[C + H] = shared_u16(scale + place * 2);
+        if constexpr (S::SUPERS) w[C + H + 1] = shared_u16(scale + S::SCALES + l.row * 2);
+    }
+
+    __device__ __forceinline__ void run(float (&sums)[R], const Matrix& first, const Matrix& second, u32 unit, u32 next,
+                                        bool next_valid, const Lane& l, const Activations& x) {
+#pragma unroll
+        for (u32 r = 0; r < R; r++) sums[r] = 0;
+        u32 turns = (mine + DEPTH - 1) / DEPTH;
+        for (u32 turn = 0; turn < turns; turn++) {
+            bool last = turn + 1 == turns;
+            u32 after = last ? next : unit, after_turn = last ? 0 : turn + 1;
+            bool valid = !last || next_valid;
+            Input in;
+#pragma unroll
+            for (u32 batch = 0; batch < TURN; batch += BATCH) {
+                asm volatile("cp.async.wait_group %0;" ::"n"(RING / BATCH - 1) : "memory");
+                __syncwarp();
+#pragma unroll
+                for (u32 i = batch; i < batch + BATCH; i++) {
+                    u32 k = turn * DEPTH + i / R, step = l.warp + k * l.warps;
+                    if (DEPTH > 1 && k >= mine) continue;
+                    if (i % R == 0) in = x.read(step * 4 + l.kc);
+                    u32 w[group_words(FORMAT)];
+                    take(w, i, !TAILS || step < full ? l.lane : in_tail, l);
+                    sums[i % R] = add_group<FORMAT>(w, in, l.kc, step, sums[i % R]);
+                }
+                __syncwarp();
+#pragma unroll
+                for (u32 i = batch; i < batch + BATCH; i++) {
+                    if (i + RING < TURN)
+                        load(first, second, unit, true, turn, i + RING, l);
+                    else
+                        load(first, second, after, valid, after_turn, i + RING - TURN, l);
+                }
+                end_batch();
+            }
+        }
+#pragma unroll
+        for (u32 r = 0; r < R; r++) sums[r] *= gain(FORMAT);
+    }
+};
+
+#else
 
 // A warp's way through the weights, unit by unit. Its pieces are groups, in the order of turns (DEPTH of the warp's steps),
 // steps, tiles. PAIRED: the second half of a unit's tiles are those of a second matrix, else a unit is R tiles of the first.
@@ -123,6 +295,8 @@ template <u32 FORMAT, u32 R, u32 DEPTH, bool PAIRED> struct Stream {
         for (u32 r = 0; r < R; r++) sums[r] *= gain(FORMAT);
     }
 };
+
+#endif
 
 // Applies CALL to the format of a matrix.
 #ifdef ONLY_FORMAT // for reading one format's instructions

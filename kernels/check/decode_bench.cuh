@@ -112,7 +112,7 @@ static void bench_shape(Bench& b, const Kind& kind, u32 rows, u32 columns, bool 
     Device<float2> groups(std::max(rows, columns) / 32);
     CHECK(cudaMemset(codes.at, 3, codes.count));
     CHECK(cudaMemset(groups.at, 0, groups.count * 8));
-    const u32 threads = project_threads(columns), shared_bytes = activation_bytes(columns);
+    const u32 threads = project_threads(columns), shared_bytes = project_bytes_here(columns);
     printf("%-12s %6ux%-5u %7.2f MB:", kind.name, rows, columns, bytes * 1e-6);
     double best = 1e9;
     auto measure = [&](const char* name, const std::function<void(u32)>& f) {
@@ -198,7 +198,7 @@ struct Skeleton {
         auto project = [&](u32 choice, Project p, u32 columns, bool skipped) {
             u32 units = 0, tiles = BENCH_PROJECTS[choice].tiles;
             for (u32 i = 0; i < p.matrices; i++) units += (p.matrix[i].rows + 8 * tiles - 1) / (8 * tiles);
-            if (!skipped) b.launch(BENCH_PROJECTS[choice].kernel, std::min(units, 2 * many), project_threads(columns), activation_bytes(columns), false, p);
+            if (!skipped) b.launch(BENCH_PROJECTS[choice].kernel, std::min(units, 2 * many), project_threads(columns), project_bytes_here(columns), false, p);
         };
         return b.graph([&] {
             if (skip != 7) b.launch(decode_embed, 1, 256, 0, true, (const State*)state.at, embedding, residual.at);
@@ -211,13 +211,13 @@ struct Skeleton {
                                        partials.at, counters.at, attended.at, QUERY, KV, DIM, CONTEXT, 64, 0, 1e-6f, 0});
                 project(c.output, Project{attended.at, {0, 0}, nullptr, residual.at, {output[i], {}, {}}, 1, 1, 1e-6f, 0}, 1536, skip == 3);
                 if (skip != 4)
-                    b.launch(decode_gate_up, std::min(INNER / 32, c.gate_up_blocks * many), project_threads(HIDDEN), activation_bytes(HIDDEN), false,
+                    b.launch(decode_gate_up, std::min(INNER / 32, c.gate_up_blocks * many), project_threads(HIDDEN), project_bytes_here(HIDDEN), false,
                              GateUp{residual.at, norm.at, gate[i], up[i], c.down_from_codes ? nullptr : activated.at, {codes.at, groups.at}, 1e-6f, 0});
                 project(c.down, Project{c.down_from_codes ? nullptr : activated.at, {codes.at, groups.at}, nullptr, residual.at, {down[i], {}, {}}, 1, 1, 1e-6f, 0},
                         INNER, skip == 5);
             }
             if (skip != 6)
-                b.launch(decode_head, std::min((VOCAB + 63) / 64, c.head_blocks * many), project_threads(HIDDEN), activation_bytes(HIDDEN), false,
+                b.launch(decode_head, std::min((VOCAB + 63) / 64, c.head_blocks * many), project_threads(HIDDEN), project_bytes_here(HIDDEN), false,
                          Head{residual.at, norm.at, embedding, logits.at, bests.at, 1e-6f, 0});
             if (skip != 8) b.launch(decode_finish, 1, FINISH_THREADS, 0, false, state.at, (State*)nullptr, (const Partial*)bests.at, (VOCAB + 63) / 64);
         });
@@ -234,7 +234,7 @@ static void run_bench() {
     for (auto& kernel : {std::make_pair((const void*)decode_project1, "project1"), {(const void*)decode_project2, "project2"}, {(const void*)decode_project4, "project4"},
                          {(const void*)decode_gate_up, "gate_up"}, {(const void*)decode_head, "head"}}) {
         int blocks;
-        CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel.first, project_threads(1536), activation_bytes(1536)));
+        CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel.first, project_threads(1536), project_bytes_here(1536)));
         printf("%s: %d blocks a multiprocessor; ", kernel.second, blocks);
     }
     {

@@ -7,7 +7,6 @@ static Report report;
 const double BOUND = 3e-6; // of the sum of the terms' sizes: f32 sums in short trees
 
 template <typename P> static void launch(void (*kernel)(P), dim3 blocks, u32 threads, u32 bytes, const P& p) {
-    if (bytes > 40960) CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
     kernel<<<blocks, threads, bytes>>>(p);
     CHECK(cudaGetLastError());
     CHECK(cudaDeviceSynchronize());
@@ -37,7 +36,7 @@ static void check_project(const Kind& kind, u32 rows, u32 columns, double& w4a8)
             for (u32 add : {0u, 1u}) {
                 Project p = {x.device_x.at, {0, 0}, x.device_norm.at, y.at, {m.matrix(), {}, {}}, 1, add, x.epsilon, 0};
                 if (add) y.set(residual); else y.poison();
-                launch(project.kernel, blocks, project_threads(columns), activation_bytes(columns), p);
+                launch(project.kernel, blocks, project_threads(columns), project_bytes_here(columns), p);
                 auto found = y.get();
                 for (u32 i = 0; i < rows; i++)
                     report.near(found[i], e.quantized[i] + 0.75 * add, e.size[i] + add, BOUND, what + " row " + std::to_string(i));
@@ -63,7 +62,7 @@ static void check_three() {
         for (u32 blocks : {3u, 4u, 7u, 25u, 40u}) {
             Project p = {x.device_x.at, {0, 0}, x.device_norm.at, y.at, {q.matrix(), k.matrix(), v.matrix()}, 3, 0, x.epsilon, 0};
             y.poison();
-            launch(project.kernel, blocks, project_threads(columns), activation_bytes(columns), p);
+            launch(project.kernel, blocks, project_threads(columns), project_bytes_here(columns), p);
             auto found = y.get();
             if (first.empty()) {
                 first = found;
@@ -94,7 +93,7 @@ static void check_gate_up(const Kind& a, const Kind& b, u32 rows, u32 columns, u
     for (u32 blocks : {rows / 32, 1u, 3u}) {
         GateUp p = {x.device_x.at, x.device_norm.at, gate.matrix(), up.matrix(), out.at, {0, 0}, x.epsilon, activation};
         out.poison();
-        launch(a.format == b.format ? decode_gate_up : decode_gate_up_mixed, blocks, project_threads(columns), activation_bytes(columns), p);
+        launch(a.format == b.format ? decode_gate_up : decode_gate_up_mixed, blocks, project_threads(columns), project_bytes_here(columns), p);
         auto found = out.get();
         for (u32 i = 0; i < rows; i++) {
             double size = (1 + g.size[i]) * (fabs(u.quantized[i]) + u.size[i]) * (activation ? g.size[i] + 1 : 1);
@@ -104,7 +103,7 @@ static void check_gate_up(const Kind& a, const Kind& b, u32 rows, u32 columns, u
         report.claim(!memcmp(first.data(), found.data(), rows * 4), what + ": other bits in another launch");
     }
     GateUp p = {x.device_x.at, x.device_norm.at, gate.matrix(), up.matrix(), nullptr, {codes.at, groups.at}, x.epsilon, activation};
-    launch(a.format == b.format ? decode_gate_up : decode_gate_up_mixed, 2, project_threads(columns), activation_bytes(columns), p);
+    launch(a.format == b.format ? decode_gate_up : decode_gate_up_mixed, 2, project_threads(columns), project_bytes_here(columns), p);
     auto c = codes.get();
     auto gr = groups.get();
     for (u32 i = 0; i < rows; i++) {
@@ -120,8 +119,8 @@ static void check_gate_up(const Kind& a, const Kind& b, u32 rows, u32 columns, u
     Device<float> y(24), z(24);
     Project from_f32 = {out.at, {0, 0}, nullptr, y.at, {down.matrix(), {}, {}}, 1, 0, 0, 0}, from_codes = from_f32;
     from_codes.x = nullptr, from_codes.quantized = {codes.at, groups.at}, from_codes.y = z.at;
-    launch(decode_project1, 3, project_threads(rows), activation_bytes(rows), from_f32);
-    launch(decode_project1, 3, project_threads(rows), activation_bytes(rows), from_codes);
+    launch(decode_project1, 3, project_threads(rows), project_bytes_here(rows), from_f32);
+    launch(decode_project1, 3, project_threads(rows), project_bytes_here(rows), from_codes);
     auto yy = y.get(), zz = z.get();
     report.claim(yy[0] == yy[0] && !memcmp(yy.data(), zz.data(), 24 * 4), what + ": quantized input differs from f32 input");
 }
@@ -149,7 +148,7 @@ static void check_head(const Kind& kind, u32 rows, u32 columns) {
             Head p = {x.device_x.at, x.device_norm.at, m.matrix(), logits.at, partials.at, x.epsilon, 0};
             logits.poison(), partials.poison(), mailbox.poison();
             state.set({State{7, 41, 0, 0, 0, 3}});
-            launch(decode_head, blocks, project_threads(columns), activation_bytes(columns), p);
+            launch(decode_head, blocks, project_threads(columns), project_bytes_here(columns), p);
             decode_finish<<<1, FINISH_THREADS>>>(state.at, mailbox.at, partials.at, count);
             CHECK(cudaDeviceSynchronize());
             State s = state.get()[0], mail = mailbox.get()[0];
@@ -294,6 +293,7 @@ static void section(const char* name) {
 
 int main(int argc, char** argv) {
     bool bench = argc > 1 && !strcmp(argv[1], "bench"), only = argc > 1 && !strcmp(argv[1], "only-bench");
+    prepare();
     if (!only) {
         for (const Kind& kind : KINDS) {
             double w4a8 = 0;

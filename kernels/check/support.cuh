@@ -210,6 +210,29 @@ __global__ void dump_input(Quantization q, u8* codes, float2* groups, float* fac
     if (threadIdx.x == 0) *factor = all;
 }
 
+// Dynamic shared memory on this device.
+static u32 project_bytes_here(u32 columns) {
+    static u32 capability = 0;
+    if (!capability) {
+        cudaDeviceProp device;
+        CHECK(cudaGetDeviceProperties(&device, 0));
+        capability = device.major * 10 + device.minor;
+    }
+    return project_bytes(columns, capability);
+}
+static void prepare() {
+    int most;
+    CHECK(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0));
+    const void* kernels[] = {(const void*)decode_project1, (const void*)decode_project2, (const void*)decode_project4, (const void*)decode_gate_up,
+                             (const void*)decode_gate_up_mixed, (const void*)decode_head, (const void*)dump_input,
+                             (const void*)decode_embed, (const void*)decode_finish, (const void*)decode_attention64,
+                             (const void*)decode_attention128, (const void*)decode_attention256};
+    for (int i = 0; i < 12; i++) {
+        if (i < 7) CHECK(cudaFuncSetAttribute(kernels[i], cudaFuncAttributeMaxDynamicSharedMemorySize, most - 8192));
+        CHECK(cudaFuncSetAttribute(kernels[i], cudaFuncAttributePreferredSharedMemoryCarveout, 100));
+    }
+}
+
 // A vector, what it should be after the norm, and what the kernels make of it.
 struct TestVector {
     std::vector<float> x, norm;
@@ -233,7 +256,7 @@ struct TestVector {
         Device<float2> groups(columns / 32);
         Device<float> factor(1);
         Quantization q = {device_x.at, device_norm.at, {0, 0}, columns, whole_row, epsilon};
-        dump_input<<<1, project_threads(columns), activation_bytes(columns)>>>(q, codes.at, groups.at, factor.at);
+        dump_input<<<1, project_threads(columns), project_bytes_here(columns)>>>(q, codes.at, groups.at, factor.at);
         CHECK(cudaDeviceSynchronize());
         auto c = codes.get();
         auto g = groups.get();
