@@ -30,13 +30,13 @@ template <u32 DIM> struct Attend {
         float rescale[HEADS];
         float max[HEADS], total[HEADS];
         float sums[TEAMS][HEADS][DIM];
-        float parts_max[64][HEADS], parts_total[64][HEADS];
         u32 last;
     };
 };
 
-// Positions of a split: whole chunks.
+// Positions of a split: whole chunks. Two chunks in one block take less than a merge.
 __device__ __forceinline__ u32 split_length(u32 positions, u32 splits, u32 chunk) {
+    if (positions <= 2 * chunk) return 2 * chunk;
     u32 even = (positions + splits - 1) / splits;
     return (even + chunk - 1) / chunk * chunk;
 }
@@ -84,6 +84,11 @@ template <u32 DIM> __device__ __forceinline__ void attend(const Attention& p) {
     };
     load_keys(start);
     load_values(start);
+    if (start + A::CHUNK < end) { // The chunks after the first one come from L2 then.
+        const u64 from = cache + (u64)(start + A::CHUNK) * p.head_dim;
+        const u32 count = (end - start - A::CHUNK) * p.head_dim;
+        for (u32 i = tid * 64; i < count; i += ATTENTION_THREADS * 64) prefetch(p.keys + from + i), prefetch(p.values + from + i);
+    }
 
     // This token's vectors: round by round a thread has a pair of a query head (0..HEADS), the key or the value.
     float2 turn[A::ROUNDS];
@@ -273,43 +278,44 @@ template <u32 DIM> __device__ __forceinline__ void attend(const Attention& p) {
         }
     }
     if (active == 1) return;
-    __threadfence();
+    // What the block has written is before its first thread's fence, and that is before its count.
     __syncthreads();
-    if (tid == 0) s.last = atomicAdd(p.counters + line, 1) == active - 1;
-    __syncthreads();
-    if (!s.last) return;
-    __threadfence();
-    if (tid == 0) p.counters[line] = 0;
-    for (u32 i = tid; i < active * heads; i += ATTENTION_THREADS) {
-        u32 split = i / heads, h = i % heads;
-        float2 max_total = load2(p.partials + ((u64)split * p.query_heads + first_head + h) * stride + p.head_dim);
-        s.parts_max[split][h] = max_total.x, s.parts_total[split][h] = max_total.y;
+    if (tid == 0) {
+        __threadfence();
+        s.last = atomicAdd(p.counters + line, 1) == active - 1;
+        __threadfence();
     }
     __syncthreads();
+    if (!s.last) return;
+    if (tid == 0) p.counters[line] = 0;
     for (u32 slot = tid; slot < heads * A::PAIRS; slot += ATTENTION_THREADS) {
-        u32 h = slot / A::PAIRS, at = slot % A::PAIRS * 2, head = first_head + h;
-        if (at >= p.head_dim) continue;
+        u32 h = slot / A::PAIRS, in_head = slot % A::PAIRS * 2, head = first_head + h;
+        if (in_head >= p.head_dim) continue;
+        const u32 AHEAD = 16; // splits whose results are asked for at once
         float largest = NONE, all = 0;
-        for (u32 split = 0; split < active; split++) largest = fmaxf(largest, s.parts_max[split][h]);
         float2 sum = make_float2(0, 0);
-        const u32 AHEAD = 8;
         for (u32 from = 0; from < active; from += AHEAD) {
-            float2 found[AHEAD];
+            float2 found[AHEAD], max_total[AHEAD];
+            const float* partial = p.partials + ((u64)from * p.query_heads + head) * stride;
 #pragma unroll
             for (u32 i = 0; i < AHEAD; i++) {
-                found[i] = make_float2(0, 0);
-                if (from + i < active)
-                    found[i] = load2(p.partials + ((u64)(from + i) * p.query_heads + head) * stride + at);
+                found[i] = make_float2(0, 0), max_total[i] = make_float2(NONE, 0);
+                if (from + i < active) found[i] = load2(partial + in_head), max_total[i] = load2(partial + p.head_dim);
+                partial += p.query_heads * stride;
             }
+            float before = largest;
+#pragma unroll
+            for (u32 i = 0; i < AHEAD; i++) largest = fmaxf(largest, max_total[i].x);
+            float rescale = exp2_approx(before - largest);
+            sum.x *= rescale, sum.y *= rescale, all *= rescale;
 #pragma unroll
             for (u32 i = 0; i < AHEAD; i++) {
-                if (from + i >= active) break;
-                float weight = exp2_approx(s.parts_max[from + i][h] - largest);
-                all = fmaf(weight, s.parts_total[from + i][h], all);
+                float weight = exp2_approx(max_total[i].x - largest);
+                all = fmaf(weight, max_total[i].y, all);
                 sum.x = fmaf(weight, found[i].x, sum.x), sum.y = fmaf(weight, found[i].y, sum.y);
             }
         }
-        *(float2*)(p.attended + head * p.head_dim + at) = make_float2(sum.x / all, sum.y / all);
+        *(float2*)(p.attended + head * p.head_dim + in_head) = make_float2(sum.x / all, sum.y / all);
     }
 }
 

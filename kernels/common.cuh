@@ -133,7 +133,7 @@ const u32 PROJECT_WARPS = PROJECT_WARPS_MOST; // the most warps that share the c
 const u32 PROJECT_BLOCKS = 36 / PROJECT_WARPS; // thread blocks of as many that a multiprocessor should have registers for
 #else
 #define SHARED_RINGS 0
-const u32 PROJECT_BLOCKS = 24 / PROJECT_WARPS;
+const u32 PROJECT_BLOCKS = 1;
 #endif
 const u32 RING_BYTES = 8 * 576; // of a warp: weights on their way, where they go to shared memory
 const u32 FINISH_THREADS = 512;

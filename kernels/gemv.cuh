@@ -466,21 +466,41 @@ __device__ __forceinline__ float norm_factor(const float* squares, u32 columns, 
 // One scale for the row: first its largest value, then the codes. Groups have the scale 1, the row's is the factor.
 template <u32 R>
 __device__ __forceinline__ float quantize_row(const Quantization& q, u8* codes, float2* groups, Exchange<R>& exchange) {
-    u32 chunks = q.columns / 4, lane = threadIdx.x % 32;
+    const u32 KEPT = SHARED_RINGS ? 6 : 1; // chunks of a thread that it reads once
+    u32 chunks = q.columns / 4, padded = padded_chunks(q.columns), warps = blockDim.x / 32;
     float squares = 0;
     u32 largest = 0; // of the bits
-    for (u32 chunk = threadIdx.x; chunk < chunks; chunk += blockDim.x)
+    float4 kept[KEPT];
+#pragma unroll
+    for (u32 i = 0; i < KEPT; i++) {
+        u32 chunk = threadIdx.x + i * blockDim.x;
+        kept[i] = chunk < chunks ? load4(q.x + 4 * chunk) : make_float4(0, 0, 0, 0);
+    }
+#pragma unroll
+    for (u32 i = 0; i < KEPT; i++) {
+        u32 chunk = threadIdx.x + i * blockDim.x;
+        kept[i] = weighted(kept[i], q.norm, chunk, chunk < chunks, squares);
+        largest = max_u32(largest, largest_of(kept[i]));
+    }
+    for (u32 chunk = threadIdx.x + KEPT * blockDim.x; chunk < chunks; chunk += blockDim.x)
         largest = max_u32(largest, largest_of(weighted(load4(q.x + 4 * chunk), q.norm, chunk, true, squares)));
     squares = warp_sum(squares);
     largest = warp_max(largest);
-    if (lane == 0) exchange.squares[threadIdx.x / 32] = squares, exchange.largest[threadIdx.x / 32] = largest;
+    if (threadIdx.x % 32 == 0) exchange.squares[threadIdx.x / 32] = squares, exchange.largest[threadIdx.x / 32] = largest;
     __syncthreads();
-    for (u32 w = 0; w < blockDim.x / 32; w++) largest = max_u32(largest, exchange.largest[w]);
+#pragma unroll
+    for (u32 w = 0; w < PROJECT_WARPS; w++)
+        if (w < warps) largest = max_u32(largest, exchange.largest[w]);
     float factor = q.norm ? norm_factor(exchange.squares, q.columns, q.epsilon) : 1.0f;
     float max = __uint_as_float(largest < INFINITE ? largest : 0x7fffffff) * factor;
     max = max < 1e-5f ? 1e-5f : max; // As BitNet b1.58 defines it; NaN stays.
     float inverse = 127.0f / max * factor;
-    for (u32 chunk = threadIdx.x; chunk < padded_chunks(q.columns); chunk += blockDim.x) {
+#pragma unroll
+    for (u32 i = 0; i < KEPT; i++) {
+        u32 chunk = threadIdx.x + i * blockDim.x;
+        if (chunk < padded) store_chunk(codes, groups, chunk, kept[i], inverse, 1.0f);
+    }
+    for (u32 chunk = threadIdx.x + KEPT * blockDim.x; chunk < padded; chunk += blockDim.x) {
         bool there = chunk < chunks;
         float4 v = there ? load4(q.x + 4 * chunk) : make_float4(0, 0, 0, 0);
         store_chunk(codes, groups, chunk, weighted(v, q.norm, chunk, there, squares), inverse, 1.0f);
