@@ -41,10 +41,10 @@ struct Quantized {
     float2* groups; // (columns / 32): scale, scale * sum of codes
 };
 
-// decode_project1, decode_project2, decode_project4 (the number: tiles a thread block takes at a time)
+// decode_project1 (a thread block takes one tile at a time)
 //   y = [y +] matrix[i] * rms_norm(x) + bias, outputs of the matrices one after another.
-//   threads: project_threads(columns). blocks: any number from 1; most useful: sum of ceil(tiles_i / number), tiles_i =
-//   ceil(rows_i / 8), and at most what is resident at once. dynamic shared memory: project_bytes(columns).
+//   threads: project_threads(columns). blocks: any number from `matrices`; most useful: sum of ceil(rows_i / 8), and at
+//   most what is resident at once. dynamic shared memory: activation_bytes(columns).
 struct Project {
     const float* x;    // (columns), NULL when `quantized` is given
     Quantized quantized; // the input already quantized: norm is NULL, no matrix is ternary
@@ -58,9 +58,9 @@ struct Project {
 };
 static_assert(sizeof(Project) == 248, "as in Rust");
 
-// decode_gate_up; decode_gate_up_mixed where the two formats differ: activation(gate * rms_norm(x)) * (up * rms_norm(x)).
+// decode_gate_up; decode_gate_up_mixed where the formats differ, or only one has `scales`: activation(gate * rms_norm(x)) * (up * rms_norm(x)).
 //   threads: project_threads(columns). blocks: any number from 1; most useful: rows / 32 and at most what is resident at
-//   once. dynamic shared memory: project_bytes(columns). rows % 32 == 0.
+//   once. dynamic shared memory: ring_bytes(columns, capability). rows % 32 == 0.
 struct GateUp {
     const float* x;    // (columns)
     const float* norm; // (columns) or NULL
@@ -107,7 +107,7 @@ struct Partial {
 
 // decode_head: logits = matrix * rms_norm(x), and the partials.
 //   threads: project_threads(columns). blocks: any number from 1; most useful: ceil(rows / HEAD_ROWS), at most what is
-//   resident at once. dynamic shared memory: project_bytes(columns).
+//   resident at once. dynamic shared memory: ring_bytes(columns, capability).
 struct Head {
     const float* x;    // (columns)
     const float* norm; // (columns) or NULL
@@ -127,13 +127,14 @@ const u32 ATTENTION_THREADS = 256;
 #define PROJECT_WARPS_MOST 12
 #endif
 const u32 PROJECT_WARPS = PROJECT_WARPS_MOST; // the most warps that share the columns
-// Weights on their way wait in shared memory where cp.async can put them there, else in registers.
-#if __CUDA_ARCH__ >= 800 && !defined(REGISTER_RINGS)
+// Weights on their way wait in registers, those of decode_gate_up and decode_head in shared memory where cp.async can put
+// them there. BLOCKS: thread blocks that a multiprocessor should have registers for.
+#if __CUDA_ARCH__ >= 800
 #define SHARED_RINGS 1
-const u32 PROJECT_BLOCKS = 36 / PROJECT_WARPS; // thread blocks of as many that a multiprocessor should have registers for
+const u32 PROJECT_BLOCKS = 2, GATE_UP_BLOCKS = 3;
 #else
 #define SHARED_RINGS 0
-const u32 PROJECT_BLOCKS = 1;
+const u32 PROJECT_BLOCKS = 1, GATE_UP_BLOCKS = 1;
 #endif
 const u32 RING_BYTES = 8 * 576; // of a warp: weights on their way, where they go to shared memory
 const u32 FINISH_THREADS = 512;
@@ -148,13 +149,10 @@ inline __host__ __device__ u32 project_threads(u32 columns) {
 }
 // int8 codes and two floats a group, in whole steps.
 inline __host__ __device__ u32 activation_bytes(u32 columns) { return (columns + 127) / 128 * 160; }
-// Dynamic shared memory of decode_project, decode_gate_up and decode_head on a device of this compute capability (75, 80,
-// ...). The functions' attribute for it has to be raised, and their carveout set to the most shared memory: of all decode
+// Dynamic shared memory of decode_gate_up and decode_head in a module for this compute capability (75, 80, ...);
+// decode_project1 and decode_gate_up_mixed need activation_bytes only. The functions' attribute for it has to be raised, and their carveout set to the most shared memory: of all decode
 // kernels, attention's too, since a multiprocessor that is divided otherwise has to run empty before it takes them.
-inline __host__ __device__ u32 project_bytes(u32 columns, u32 capability) {
-#ifdef REGISTER_RINGS
-    capability = 75;
-#endif
+inline __host__ __device__ u32 ring_bytes(u32 columns, u32 capability) {
     return activation_bytes(columns) + (capability >= 80 ? project_threads(columns) / 32 * RING_BYTES : 0);
 }
 // Splits of a sequence, at the most: with `lines` = kv_heads * parts about 128 thread blocks.

@@ -83,6 +83,7 @@ __device__ __forceinline__ void project_matrix(Exchange<R>& exchange, const Proj
     prefetch_norm(p.norm, w.columns);
     pdl_wait();
     float factor = quantize_input(q, shared, exchange);
+#pragma unroll 1
     for (u32 done = 0; unit < units; unit += stride, done++) {
         u32 row = unit * (R * 8) + l.lane;
         bool writes = l.warp == done % 4 && l.lane < R * 8 && row < w.rows;
@@ -123,9 +124,7 @@ template <u32 R, u32 DEPTH> __device__ __forceinline__ void project(const Projec
 #undef PROJECT
 }
 
-extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, PROJECT_BLOCKS) decode_project1(Project p) { project<1, 8>(p); }
-extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, PROJECT_BLOCKS) decode_project2(Project p) { project<2, 4>(p); }
-extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, PROJECT_BLOCKS) decode_project4(Project p) { project<4, 2>(p); }
+extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, PROJECT_BLOCKS) decode_project1(Project p) { project<1, 6>(p); }
 
 // ---- gate and up ----
 
@@ -159,6 +158,7 @@ __device__ __forceinline__ void gate_up_units(Exchange<8>& exchange, const GateU
     prefetch_norm(p.norm, q.columns);
     pdl_wait();
     float factor = quantize_input(q, shared, exchange);
+#pragma unroll 1
     for (u32 done = 0; unit < count; unit += gridDim.x, done++) {
         bool writes = l.warp == done % 4;
         products(unit, unit + gridDim.x, unit + gridDim.x < count, exchange.sums[done % 2][l.warp]);
@@ -181,7 +181,7 @@ __device__ __forceinline__ void gate_up_units(Exchange<8>& exchange, const GateU
 template <u32 FORMAT> __device__ __forceinline__ void gate_up(Exchange<8>& exchange, const GateUp& p) {
     Lane l;
     Activations x(shared, p.gate.columns);
-    Stream<FORMAT, 8, 1, true> stream(p.gate.columns, l);
+    SharedStream<FORMAT, 8, 1, true> stream(p.gate.columns, l);
     auto fill = [&](u32 unit, bool valid) { stream.fill(p.gate, p.up, unit, valid, l); };
     auto products = [&](u32 unit, u32 next, bool next_valid, float* out) {
         float sums[8];
@@ -212,7 +212,7 @@ __device__ __forceinline__ void gate_up_mixed(Exchange<8>& exchange, const GateU
     gate_up_units(exchange, p, p.gate.format == TERNARY || p.up.format == TERNARY, l, [](u32, bool) {}, products);
 }
 
-extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, PROJECT_BLOCKS) decode_gate_up(GateUp p) {
+extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, GATE_UP_BLOCKS) decode_gate_up(GateUp p) {
     __shared__ Exchange<8> exchange;
 #define GATE_UP(F) gate_up<F>(exchange, p)
     FOR_FORMAT(p.gate, GATE_UP)
@@ -243,12 +243,13 @@ template <u32 FORMAT> __device__ __forceinline__ void head(Exchange<8>& exchange
     const u32 units = units_of<8>(w.rows);
     Activations x(shared, w.columns);
     Quantization q = {p.x, p.norm, {0, 0}, w.columns, is_ternary(FORMAT), p.epsilon};
-    Stream<FORMAT, 8, 1, false> stream(w.columns, l);
+    SharedStream<FORMAT, 8, 1, false> stream(w.columns, l);
     u32 unit = blockIdx.x;
     stream.fill(w, w, unit, unit < units, l);
     prefetch_norm(p.norm, w.columns);
     pdl_wait();
     float factor = quantize_input(q, shared, exchange);
+#pragma unroll 1
     for (u32 done = 0; unit < units; unit += gridDim.x, done++) {
         float sums[8];
         stream.run(sums, w, w, unit, unit + gridDim.x, unit + gridDim.x < units, l, x);

@@ -50,6 +50,86 @@ struct Activations {
 
 extern __shared__ uint4 shared[]; // activation_bytes(columns), and behind it the rings where they are in shared memory
 
+// A warp's way through the weights, unit by unit. Its pieces are groups, in the order of turns (DEPTH of the warp's steps),
+// steps, tiles. PAIRED: the second half of a unit's tiles are those of a second matrix, else a unit is R tiles of the first.
+template <u32 FORMAT, u32 R, u32 DEPTH, bool PAIRED> struct Stream {
+    static const u32 RING = ring_groups(FORMAT, R * DEPTH);
+    static const u32 WORDS = group_words(FORMAT);
+    static const bool TAILS = FORMAT != Q4_K && FORMAT != Q5_K && FORMAT != Q6_K && !is_ternary(FORMAT);
+    u32 ring[RING * WORDS];
+    u32 groups;      // of a row
+    u32 mine;        // steps of this warp
+    u32 full;        // whole steps of a row
+    u32 in_tail;     // the lane's place in the step after them
+    Place at, begin; // of the last piece that was asked for, and of its step
+    bool there;
+
+    __device__ __forceinline__ Stream(u32 columns, const Lane& l) {
+        groups = columns / 32, full = groups / 4;
+        u32 steps = (groups + 3) / 4, each = (steps + PROJECT_WARPS - 1) / PROJECT_WARPS;
+        mine = l.warp + (each - 1) * l.warps < steps ? each : each - 1;
+        // Lanes without a group read another one's; their activations are zero.
+        u32 tail = groups % 4;
+        in_tail = TAILS && tail ? l.row * tail + min_u32(l.kc, tail - 1) : 0;
+    }
+
+    // Asks for piece `i` of a turn.
+    __device__ __forceinline__ void load(const Matrix& first, const Matrix& second, u32 unit, bool valid, u32 turn, u32 i,
+                                         const Lane& l) {
+        const u32 r = i % R;
+        if (r == 0) {
+            u32 k = turn * DEPTH + i / R, step = l.warp + k * l.warps, tile = unit * (PAIRED ? R / 2 : R);
+            there = valid && (DEPTH == 1 || k < mine);
+            begin.group = tile * (groups * 8) + step * 32 + (!TAILS || step < full ? l.lane : in_tail);
+            begin.super = tile * groups + (step >> 1) * 8 + l.row;
+            at = begin;
+        } else if (PAIRED && r == R / 2) {
+            at = begin;
+        } else {
+            at.group += groups * 8, at.super += groups;
+        }
+        if (there) load_group<FORMAT>(ring + i % RING * WORDS, PAIRED && r >= R / 2 ? second : first, at);
+    }
+
+    // The first loads.
+    __device__ __forceinline__ void fill(const Matrix& first, const Matrix& second, u32 unit, bool valid, const Lane& l) {
+#pragma unroll
+        for (u32 i = 0; i < RING; i++) load(first, second, unit, valid && mine > 0, 0, i, l);
+    }
+
+    // This warp's share of the unit's rows, in `sums`; the loads go on to unit `next`, if that is valid.
+    __device__ __forceinline__ void run(float (&sums)[R], const Matrix& first, const Matrix& second, u32 unit, u32 next,
+                                        bool next_valid, const Lane& l, const Activations& x) {
+#pragma unroll
+        for (u32 r = 0; r < R; r++) sums[r] = 0;
+        u32 turns = (mine + DEPTH - 1) / DEPTH;
+#pragma unroll 1
+        for (u32 turn = 0; turn < turns; turn++) {
+            bool last = turn + 1 == turns;
+            u32 after = last ? next : unit, after_turn = last ? 0 : turn + 1;
+            bool valid = !last || next_valid;
+#pragma unroll
+            for (u32 j = 0; j < DEPTH; j++) {
+                u32 k = turn * DEPTH + j, step = l.warp + k * l.warps;
+                bool here = DEPTH == 1 || k < mine;
+                Input in;
+                if (here) in = x.read(step * 4 + l.kc);
+#pragma unroll
+                for (u32 r = 0; r < R; r++) {
+                    const u32 i = j * R + r;
+                    if (here) sums[r] = add_group<FORMAT>(ring + i % RING * WORDS, in, l.kc, step, sums[r]);
+                    if (i + RING < R * DEPTH)
+                        load(first, second, unit, true, turn, i + RING, l);
+                    else
+                        load(first, second, after, valid, after_turn, i + RING - R * DEPTH, l);
+                }
+            }
+        }
+#pragma unroll
+        for (u32 r = 0; r < R; r++) sums[r] *= gain(FORMAT);
+    }
+};
+
 #if SHARED_RINGS
 
 // The same way with the ring in shared memory (cp.async): more is on its way than registers could hold, also for the next
@@ -87,7 +167,7 @@ __device__ __forceinline__ void shared_u32x4(u32* out, u32 at) {
                  : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3]) : "r"(at) : "memory");
 }
 
-template <u32 FORMAT, u32 R, u32 DEPTH, bool PAIRED> struct Stream {
+template <u32 FORMAT, u32 R, u32 DEPTH, bool PAIRED> struct SharedStream {
     typedef Slot<FORMAT> S;
     static const u32 TURN = R * DEPTH, RING = S::RING < TURN ? S::RING : TURN, BATCH = RING > 1 ? RING / 2 : 1;
     static const bool TAILS = FORMAT != Q4_K && FORMAT != Q5_K && FORMAT != Q6_K && !is_ternary(FORMAT);
@@ -100,7 +180,7 @@ template <u32 FORMAT, u32 R, u32 DEPTH, bool PAIRED> struct Stream {
     u32 in_step;     // groups of a row in that step
     bool there;
 
-    __device__ __forceinline__ Stream(u32 columns, const Lane& l) {
+    __device__ __forceinline__ SharedStream(u32 columns, const Lane& l) {
         ring = (u32)__cvta_generic_to_shared(shared) + activation_bytes(columns) + l.warp * RING_BYTES;
         groups = columns / 32, full = groups / 4;
         u32 steps = (groups + 3) / 4, each = (steps + PROJECT_WARPS - 1) / PROJECT_WARPS;
@@ -181,6 +261,7 @@ template <u32 FORMAT, u32 R, u32 DEPTH, bool PAIRED> struct Stream {
 #pragma unroll
         for (u32 r = 0; r < R; r++) sums[r] = 0;
         u32 turns = (mine + DEPTH - 1) / DEPTH;
+#pragma unroll 1
         for (u32 turn = 0; turn < turns; turn++) {
             bool last = turn + 1 == turns;
             u32 after = last ? next : unit, after_turn = last ? 0 : turn + 1;
@@ -216,86 +297,7 @@ template <u32 FORMAT, u32 R, u32 DEPTH, bool PAIRED> struct Stream {
 };
 
 #else
-
-// A warp's way through the weights, unit by unit. Its pieces are groups, in the order of turns (DEPTH of the warp's steps),
-// steps, tiles. PAIRED: the second half of a unit's tiles are those of a second matrix, else a unit is R tiles of the first.
-template <u32 FORMAT, u32 R, u32 DEPTH, bool PAIRED> struct Stream {
-    static const u32 RING = ring_groups(FORMAT, R * DEPTH);
-    static const u32 WORDS = group_words(FORMAT);
-    static const bool TAILS = FORMAT != Q4_K && FORMAT != Q5_K && FORMAT != Q6_K && !is_ternary(FORMAT);
-    u32 ring[RING * WORDS];
-    u32 groups;      // of a row
-    u32 mine;        // steps of this warp
-    u32 full;        // whole steps of a row
-    u32 in_tail;     // the lane's place in the step after them
-    Place at, begin; // of the last piece that was asked for, and of its step
-    bool there;
-
-    __device__ __forceinline__ Stream(u32 columns, const Lane& l) {
-        groups = columns / 32, full = groups / 4;
-        u32 steps = (groups + 3) / 4, each = (steps + PROJECT_WARPS - 1) / PROJECT_WARPS;
-        mine = l.warp + (each - 1) * l.warps < steps ? each : each - 1;
-        // Lanes without a group read another one's; their activations are zero.
-        u32 tail = groups % 4;
-        in_tail = TAILS && tail ? l.row * tail + min_u32(l.kc, tail - 1) : 0;
-    }
-
-    // Asks for piece `i` of a turn.
-    __device__ __forceinline__ void load(const Matrix& first, const Matrix& second, u32 unit, bool valid, u32 turn, u32 i,
-                                         const Lane& l) {
-        const u32 r = i % R;
-        if (r == 0) {
-            u32 k = turn * DEPTH + i / R, step = l.warp + k * l.warps, tile = unit * (PAIRED ? R / 2 : R);
-            there = valid && (DEPTH == 1 || k < mine);
-            begin.group = tile * (groups * 8) + step * 32 + (!TAILS || step < full ? l.lane : in_tail);
-            begin.super = tile * groups + (step >> 1) * 8 + l.row;
-            at = begin;
-        } else if (PAIRED && r == R / 2) {
-            at = begin;
-        } else {
-            at.group += groups * 8, at.super += groups;
-        }
-        if (there) load_group<FORMAT>(ring + i % RING * WORDS, PAIRED && r >= R / 2 ? second : first, at);
-    }
-
-    // The first loads.
-    __device__ __forceinline__ void fill(const Matrix& first, const Matrix& second, u32 unit, bool valid, const Lane& l) {
-#pragma unroll
-        for (u32 i = 0; i < RING; i++) load(first, second, unit, valid && mine > 0, 0, i, l);
-    }
-
-    // This warp's share of the unit's rows, in `sums`; the loads go on to unit `next`, if that is valid.
-    __device__ __forceinline__ void run(float (&sums)[R], const Matrix& first, const Matrix& second, u32 unit, u32 next,
-                                        bool next_valid, const Lane& l, const Activations& x) {
-#pragma unroll
-        for (u32 r = 0; r < R; r++) sums[r] = 0;
-        u32 turns = (mine + DEPTH - 1) / DEPTH;
-        for (u32 turn = 0; turn < turns; turn++) {
-            bool last = turn + 1 == turns;
-            u32 after = last ? next : unit, after_turn = last ? 0 : turn + 1;
-            bool valid = !last || next_valid;
-#pragma unroll
-            for (u32 j = 0; j < DEPTH; j++) {
-                u32 k = turn * DEPTH + j, step = l.warp + k * l.warps;
-                bool here = DEPTH == 1 || k < mine;
-                Input in;
-                if (here) in = x.read(step * 4 + l.kc);
-#pragma unroll
-                for (u32 r = 0; r < R; r++) {
-                    const u32 i = j * R + r;
-                    if (here) sums[r] = add_group<FORMAT>(ring + i % RING * WORDS, in, l.kc, step, sums[r]);
-                    if (i + RING < R * DEPTH)
-                        load(first, second, unit, true, turn, i + RING, l);
-                    else
-                        load(first, second, after, valid, after_turn, i + RING - R * DEPTH, l);
-                }
-            }
-        }
-#pragma unroll
-        for (u32 r = 0; r < R; r++) sums[r] *= gain(FORMAT);
-    }
-};
-
+template <u32 FORMAT, u32 R, u32 DEPTH, bool PAIRED> using SharedStream = Stream<FORMAT, R, DEPTH, PAIRED>;
 #endif
 
 // Applies CALL to the format of a matrix.
@@ -466,7 +468,7 @@ __device__ __forceinline__ float norm_factor(const float* squares, u32 columns, 
 // One scale for the row: first its largest value, then the codes. Groups have the scale 1, the row's is the factor.
 template <u32 R>
 __device__ __forceinline__ float quantize_row(const Quantization& q, u8* codes, float2* groups, Exchange<R>& exchange) {
-    const u32 KEPT = SHARED_RINGS ? 6 : 1; // chunks of a thread that it reads once
+    const u32 KEPT = 2; // chunks of a thread that it reads once
     u32 chunks = q.columns / 4, padded = padded_chunks(q.columns), warps = blockDim.x / 32;
     float squares = 0;
     u32 largest = 0; // of the bits

@@ -92,7 +92,7 @@ struct Pool {
 };
 
 static const struct { const char* name; u32 tiles; void (*kernel)(Project); } BENCH_PROJECTS[] = {
-    {"project1", 1, decode_project1}, {"project2", 2, decode_project2}, {"project4", 4, decode_project4}};
+    {"project1", 1, decode_project1}};
 
 // One shape, over copies of the matrix that do not fit the cache.
 static void bench_shape(Bench& b, const Kind& kind, u32 rows, u32 columns, bool quantized_input) {
@@ -112,7 +112,7 @@ static void bench_shape(Bench& b, const Kind& kind, u32 rows, u32 columns, bool 
     Device<float2> groups(std::max(rows, columns) / 32);
     CHECK(cudaMemset(codes.at, 3, codes.count));
     CHECK(cudaMemset(groups.at, 0, groups.count * 8));
-    const u32 threads = project_threads(columns), shared_bytes = project_bytes_here(columns);
+    const u32 threads = project_threads(columns), shared_bytes = bytes_here(columns);
     printf("%-12s %6ux%-5u %7.2f MB:", kind.name, rows, columns, bytes * 1e-6);
     double best = 1e9;
     auto measure = [&](const char* name, const std::function<void(u32)>& f) {
@@ -145,7 +145,7 @@ static void bench_shape(Bench& b, const Kind& kind, u32 rows, u32 columns, bool 
                 measure(name, [&](u32 i) {
                     Project p = {quantized_input ? nullptr : x.device_x.at, {codes.at, groups.at}, quantized_input ? nullptr : x.device_norm.at,
                                  y.at, {m[i], {}, {}}, 1, 0, 1e-6f, 0};
-                    b.launch(project.kernel, blocks, threads, shared_bytes, false, p);
+                    b.launch(project.kernel, blocks, threads, activation_bytes(columns), false, p);
                 });
             }
         }
@@ -198,7 +198,7 @@ struct Skeleton {
         auto project = [&](u32 choice, Project p, u32 columns, bool skipped) {
             u32 units = 0, tiles = BENCH_PROJECTS[choice].tiles;
             for (u32 i = 0; i < p.matrices; i++) units += (p.matrix[i].rows + 8 * tiles - 1) / (8 * tiles);
-            if (!skipped) b.launch(BENCH_PROJECTS[choice].kernel, std::min(units, 2 * many), project_threads(columns), project_bytes_here(columns), false, p);
+            if (!skipped) b.launch(BENCH_PROJECTS[choice].kernel, std::min(units, 2 * many), project_threads(columns), activation_bytes(columns), false, p);
         };
         return b.graph([&] {
             if (skip != 7) b.launch(decode_embed, 1, 256, 0, true, (const State*)state.at, embedding, residual.at);
@@ -211,13 +211,13 @@ struct Skeleton {
                                        partials.at, counters.at, attended.at, QUERY, KV, DIM, CONTEXT, 64, 0, 1e-6f, 0});
                 project(c.output, Project{attended.at, {0, 0}, nullptr, residual.at, {output[i], {}, {}}, 1, 1, 1e-6f, 0}, 1536, skip == 3);
                 if (skip != 4)
-                    b.launch(decode_gate_up, std::min(INNER / 32, c.gate_up_blocks * many), project_threads(HIDDEN), project_bytes_here(HIDDEN), false,
+                    b.launch(decode_gate_up, std::min(INNER / 32, c.gate_up_blocks * many), project_threads(HIDDEN), bytes_here(HIDDEN), false,
                              GateUp{residual.at, norm.at, gate[i], up[i], c.down_from_codes ? nullptr : activated.at, {codes.at, groups.at}, 1e-6f, 0});
                 project(c.down, Project{c.down_from_codes ? nullptr : activated.at, {codes.at, groups.at}, nullptr, residual.at, {down[i], {}, {}}, 1, 1, 1e-6f, 0},
                         INNER, skip == 5);
             }
             if (skip != 6)
-                b.launch(decode_head, std::min((VOCAB + 63) / 64, c.head_blocks * many), project_threads(HIDDEN), project_bytes_here(HIDDEN), false,
+                b.launch(decode_head, std::min((VOCAB + 63) / 64, c.head_blocks * many), project_threads(HIDDEN), bytes_here(HIDDEN), false,
                          Head{residual.at, norm.at, embedding, logits.at, bests.at, 1e-6f, 0});
             if (skip != 8) b.launch(decode_finish, 1, FINISH_THREADS, 0, false, state.at, (State*)nullptr, (const Partial*)bests.at, (VOCAB + 63) / 64);
         });
@@ -231,10 +231,10 @@ static void run_bench() {
     CHECK(cudaStreamCreate(&b.stream));
     b.multiprocessors = device.multiProcessorCount;
     printf("\n%s, %d multiprocessors, L2 %d MB; %u warps at the most share the columns\n", device.name, b.multiprocessors, device.l2CacheSize >> 20, PROJECT_WARPS);
-    for (auto& kernel : {std::make_pair((const void*)decode_project1, "project1"), {(const void*)decode_project2, "project2"}, {(const void*)decode_project4, "project4"},
+    for (auto& kernel : {std::make_pair((const void*)decode_project1, "project1"),
                          {(const void*)decode_gate_up, "gate_up"}, {(const void*)decode_head, "head"}}) {
         int blocks;
-        CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel.first, project_threads(1536), project_bytes_here(1536)));
+        CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel.first, project_threads(1536), bytes_here(1536)));
         printf("%s: %d blocks a multiprocessor; ", kernel.second, blocks);
     }
     {
@@ -251,7 +251,7 @@ static void run_bench() {
     for (const Kind& kind : KINDS)
         if (kind.format != Q4_0) bench_shape(b, kind, 1536, 8960, kind.format != TERNARY), bench_shape(b, kind, 17920, 1536, false);
     Skeleton s(b);
-    const Skeleton::Choice usual = {1, 0, 0, 2, 2, true};
+    const Skeleton::Choice usual = {0, 0, 0, 3, 2, true};
     printf("a token of 1.5B Q4_0, us (programmatic edges; without them):\n");
     for (u32 position : {0u, 1024u, 4096u}) {
         b.pdl = true;
@@ -265,15 +265,12 @@ static void run_bench() {
     double all[3] = {s.token(usual, 0), s.token(usual, 1024), s.token(usual, 4096)};
     for (u32 skip = 1; skip <= 8; skip++)
         printf("  %-12s %7.1f %7.1f %7.1f\n", NAMES[skip], all[0] - s.token(usual, 0, skip), all[1] - s.token(usual, 1024, skip), all[2] - s.token(usual, 4096, skip));
-    printf("choices, position 128 (usual: qkv R2, output R1, down R1, gate_up x2, head x2, down from codes):\n");
+    printf("choices, position 128 (usual: gate_up x3, head x2, down from codes):\n");
     auto choice = [&](const char* name, Skeleton::Choice c) { printf("  %s %.1f;", name, s.token(c, 128)); };
     choice("usual", usual);
-    choice("qkv R1", {0, 0, 0, 2, 2, true}), choice("qkv R4", {2, 0, 0, 2, 2, true});
-    choice("output R2", {1, 1, 0, 2, 2, true}), choice("output R4", {1, 2, 0, 2, 2, true});
-    choice("down R2", {1, 0, 1, 2, 2, true}), choice("down R4", {1, 0, 2, 2, 2, true});
-    choice("gate_up x1", {1, 0, 0, 1, 2, true}), choice("gate_up x3", {1, 0, 0, 3, 2, true});
-    choice("head x1", {1, 0, 0, 2, 1, true}), choice("head x3", {1, 0, 0, 2, 3, true});
-    choice("down from f32", {1, 0, 0, 2, 2, false});
+    choice("gate_up x1", {0, 0, 0, 1, 2, true}), choice("gate_up x2", {0, 0, 0, 2, 2, true});
+    choice("head x1", {0, 0, 0, 3, 1, true}), choice("head x3", {0, 0, 0, 3, 3, true});
+    choice("down from f32", {0, 0, 0, 3, 2, false});
     for (u32 splits : {8u, 16u, 32u, 64u}) {
         s.splits = splits;
         printf("\n  %u splits: %.1f at 128, %.1f at 1024, %.1f at 4096", splits, s.token(usual, 128), s.token(usual, 1024), s.token(usual, 4096));

@@ -31,7 +31,7 @@ static u32 random_u32() {
 static float random_float(float low, float high) { return low + (high - low) * (random_u32() & 0xffffff) / 16777216.0f; }
 static float random_normal() {
     float sum = 0;
-    for (int i = 0; i < 12; i++) sum += random_float(-0.5f, 0.5f);
+    for (int i = 0; i < 10; i++) sum += random_float(-0.5f, 0.5f);
     return sum;
 }
 static u16 half_bits(float value) {
@@ -211,24 +211,24 @@ __global__ void dump_input(Quantization q, u8* codes, float2* groups, float* fac
 }
 
 // Dynamic shared memory on this device.
-static u32 project_bytes_here(u32 columns) {
+static u32 bytes_here(u32 columns) {
     static u32 capability = 0;
     if (!capability) {
         cudaDeviceProp device;
         CHECK(cudaGetDeviceProperties(&device, 0));
         capability = device.major * 10 + device.minor;
     }
-    return project_bytes(columns, capability);
+    return ring_bytes(columns, capability);
 }
 static void prepare() {
     int most;
     CHECK(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0));
-    const void* kernels[] = {(const void*)decode_project1, (const void*)decode_project2, (const void*)decode_project4, (const void*)decode_gate_up,
+    const void* kernels[] = {(const void*)decode_project1, (const void*)decode_gate_up,
                              (const void*)decode_gate_up_mixed, (const void*)decode_head, (const void*)dump_input,
                              (const void*)decode_embed, (const void*)decode_finish, (const void*)decode_attention64,
                              (const void*)decode_attention128, (const void*)decode_attention256};
-    for (int i = 0; i < 12; i++) {
-        if (i < 7) CHECK(cudaFuncSetAttribute(kernels[i], cudaFuncAttributeMaxDynamicSharedMemorySize, most - 8192));
+    for (int i = 0; i < 10; i++) {
+        if (i < 5) CHECK(cudaFuncSetAttribute(kernels[i], cudaFuncAttributeMaxDynamicSharedMemorySize, most - 8192));
         CHECK(cudaFuncSetAttribute(kernels[i], cudaFuncAttributePreferredSharedMemoryCarveout, 100));
     }
 }
@@ -256,7 +256,7 @@ struct TestVector {
         Device<float2> groups(columns / 32);
         Device<float> factor(1);
         Quantization q = {device_x.at, device_norm.at, {0, 0}, columns, whole_row, epsilon};
-        dump_input<<<1, project_threads(columns), project_bytes_here(columns)>>>(q, codes.at, groups.at, factor.at);
+        dump_input<<<1, project_threads(columns), bytes_here(columns)>>>(q, codes.at, groups.at, factor.at);
         CHECK(cudaDeviceSynchronize());
         auto c = codes.get();
         auto g = groups.get();
