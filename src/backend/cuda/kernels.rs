@@ -209,7 +209,9 @@ const ATTENTION_HEADS: usize = 4;
 pub const HEAD_ROWS: usize = 64;
 /// The most warps that share the columns of a matrix.
 const PROJECT_WARPS: usize = 12;
-const TILE_ROWS: usize = 8;
+const TILE_ROWS: u32 = 8;
+/// Of a warp: weights on their way, where they wait in shared memory.
+const RING_BYTES: usize = 8 * 576;
 /// Columns of rows of half precision are filled up to a multiple of this.
 pub const ROW_COLUMNS: usize = 128;
 
@@ -221,7 +223,7 @@ pub struct Kernels {
     /// Turing: attention of a prompt has fewer buffers.
     narrow: bool,
     pub embed: Function,
-    project: [(u32, Function); 3], // tiles that a thread block takes at a time
+    project: Function,
     gate_up: Function,
     gate_up_mixed: Function,
     pub attention: Function,
@@ -311,11 +313,7 @@ impl Kernels {
             shared_max,
             narrow: context.info().capability < (8, 0),
             embed: decode.function(c"decode_embed")?,
-            project: [
-                (1, decode.function(c"decode_project1")?),
-                (2, decode.function(c"decode_project2")?),
-                (4, decode.function(c"decode_project4")?),
-            ],
+            project: decode.function(c"decode_project1")?,
             gate_up: decode.function(c"decode_gate_up")?,
             gate_up_mixed: decode.function(c"decode_gate_up_mixed")?,
             attention: decode.function(attention)?,
@@ -332,46 +330,68 @@ impl Kernels {
             prefill_rope: prefill.function(c"prefill_rope_append")?,
             prefill_attention: prefill.function(prefill_attention)?,
         };
-        // What a kernel is not allowed now it could not be launched with later.
-        let allow = |function: &Function, bytes: usize| match bytes <= shared_max {
-            true => function.allow_shared(bytes),
-            false => Ok(()), // Not launched: `gemm` takes another shape.
-        };
-        for gemm in &kernels.gemm {
-            let most =
-                GEMM_FORMATS.iter().map(|&format| gemm.shared_bytes(format)).filter(|bytes| *bytes <= shared_max);
-            allow(&gemm.function, most.max().unwrap_or(0))?;
-        }
-        allow(&kernels.prefill_attention, kernels.prefill_attention(shape, 1).shared_bytes)?;
+        kernels.allow_shared(shape)?;
         Ok(kernels)
     }
 
-    /// decode_project: one of its forms.
+    /// What a kernel is not allowed now it could not be launched with later.
+    fn allow_shared(&self, shape: &Shape) -> Result<()> {
+        let attention = shape.query_heads * shape.head_dim;
+        let allow = |function: &Function, wanted: &mut dyn Iterator<Item = usize>| {
+            // More than there is is not launched: another shape is, or the load fails.
+            function.allow_shared(wanted.filter(|bytes| *bytes <= self.shared_max).max().unwrap_or(0))
+        };
+        let Kernels { embed, project, gate_up, gate_up_mixed, attention: attend, head, finish, .. } = self;
+        for (function, rings) in [(project, false), (gate_up_mixed, false), (gate_up, true), (head, true)] {
+            let widths = [shape.hidden, shape.intermediate, attention];
+            allow(function, &mut widths.into_iter().map(|columns| self.vector_bytes(columns, rings)))?;
+        }
+        // A multiprocessor whose memory is divided otherwise has to run empty before it takes the next kernel.
+        for function in [embed, project, gate_up_mixed, gate_up, attend, head, finish] {
+            function.prefer_shared(100)?;
+        }
+        for gemm in &self.gemm {
+            allow(&gemm.function, &mut GEMM_FORMATS.iter().map(|&format| gemm.shared_bytes(format)))?;
+        }
+        self.prefill_attention.allow_shared(self.prefill_attention(shape, 1).shared_bytes)
+    }
+
+    /// decode_project.
     pub fn project(&self, parameters: &Project) -> Result<Launch<'_>> {
         let matrices = &parameters.matrix[..parameters.matrices as usize];
-        let (tiles_each, function) = &self.project[0];
-        let tiles = matrices.iter().map(|matrix| matrix.rows.div_ceil(TILE_ROWS as u32).div_ceil(*tiles_each)).sum();
-        self.columns_shared(function, tiles, matrices[0].columns)
+        let tiles = matrices.iter().map(|matrix| matrix.rows.div_ceil(TILE_ROWS)).sum();
+        self.of_vector(&self.project, tiles, matrices[0].columns, false)
     }
 
     /// decode_gate_up.
     pub fn gate_up(&self, parameters: &GateUp) -> Result<Launch<'_>> {
-        let same = parameters.gate.format == parameters.up.format;
+        let GateUp { gate, up, .. } = parameters;
+        let same = gate.format == up.format && (gate.scales == 0) == (up.scales == 0);
         let function = if same { &self.gate_up } else { &self.gate_up_mixed };
-        self.columns_shared(function, parameters.gate.rows.div_ceil(32), parameters.gate.columns)
+        self.of_vector(function, gate.rows.div_ceil(32), gate.columns, same)
     }
 
     /// decode_head.
     pub fn head(&self, parameters: &Head) -> Result<Launch<'_>> {
-        self.columns_shared(&self.head, parameters.matrix.rows.div_ceil(HEAD_ROWS as u32), parameters.matrix.columns)
+        let Matrix { rows, columns, .. } = parameters.matrix;
+        self.of_vector(&self.head, rows.div_ceil(HEAD_ROWS as u32), columns, true)
     }
 
-    /// A kernel whose thread blocks each hold the input vector in int8, at most as many as are resident at once.
-    fn columns_shared<'a>(&self, function: &'a Function, blocks: u32, columns: u32) -> Result<Launch<'a>> {
-        let threads = project_threads(columns as usize);
-        let shared_bytes = columns.div_ceil(128) as usize * 160; // Codes and two floats a group, in whole steps.
+    /// A kernel whose thread blocks each hold the input vector in int8, at most as many as are resident at once. `rings`:
+    /// weights on their way wait in shared memory.
+    fn of_vector<'a>(&self, function: &'a Function, blocks: u32, columns: u32, rings: bool) -> Result<Launch<'a>> {
+        let (threads, shared_bytes) = (project_threads(columns as usize), self.vector_bytes(columns as usize, rings));
         let resident = self.multiprocessors * function.blocks_per_multiprocessor(threads, shared_bytes)?;
-        Ok(Launch { function, grid: [blocks.min(resident).max(1), 1, 1], threads, shared_bytes, overlap: true })
+        if resident == 0 {
+            return Err(Error::Unsupported(format!("{columns} inputs do not fit the shared memory of this device")));
+        }
+        Ok(Launch { function, grid: [blocks.min(resident).max(3), 1, 1], threads, shared_bytes, overlap: true })
+    }
+
+    /// Codes and two floats a group, in whole steps; and weights on their way, where copies are asynchronous.
+    fn vector_bytes(&self, columns: usize, rings: bool) -> usize {
+        let warps = project_threads(columns) as usize / 32;
+        columns.div_ceil(128) * 160 + if rings && !self.narrow { warps * RING_BYTES } else { 0 }
     }
 
     /// prefill_gemm in the shape that is fastest for so many tokens and outputs. Every shape gives the same bits.
@@ -390,7 +410,7 @@ impl Kernels {
         let [wide, square, narrow, few] = &self.gemm;
         let gemm = match parameters.tokens {
             ..=16 => few,
-            ..=32 => narrow,
+            17..=32 => narrow,
             _ if blocks(wide) >= self.multiprocessors && shared(wide) <= self.shared_max => wide,
             _ => square,
         };
