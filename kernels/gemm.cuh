@@ -58,6 +58,7 @@ struct Shape {
     static constexpr int TILES = ROWS / 8, PAIRS = TILES / 2 / (WARPS_M * WARPS_N);  // PAIRS: that a warp copies
     static constexpr int STAGES = STAGES_;
     static constexpr bool HOPPER = false;
+    static constexpr bool MANY = ROW_TILES * TOKEN_TILES > 4;  // sums: registers are scarce
     static constexpr int X_ROW_BYTES =
         272;  // 128 halves, and 16 bytes so that ldmatrix finds 8 tokens in 8 different banks
     static constexpr int X_BYTES = TOKENS * X_ROW_BYTES;
@@ -143,7 +144,7 @@ __device__ __forceinline__ void copy_weights(const Work<S>& work, u32 shared, u3
     constexpr u32 CODES = Planes<KIND>::CODES, HIGH = Planes<KIND>::HIGH;
     const u32 groups = work.groups, format = work.format, left = groups - 4 * step,
               in_step = 8 * (left < 4 ? left : 4);
-    const u32 fresh = fresh_zero();
+    const u32 fresh = fresh_zero<S::MANY>();
 #pragma unroll
     for (u32 pair = 0; pair < S::PAIRS; pair++) {
         const u32 t = (threadIdx.x / 32 * S::PAIRS + pair) * 2 + fresh;
@@ -174,7 +175,7 @@ __device__ __forceinline__ void copy_weights(const Work<S>& work, u32 shared, u3
 template <class S>
 __device__ __forceinline__ void copy_x(const Work<S>& work, u32 shared, u32 step) {
     constexpr u32 AT_ONCE = S::THREADS / 16;
-    const u32 token = work.first_token + threadIdx.x / 16 + fresh_zero(), chunk = threadIdx.x % 16,
+    const u32 token = work.first_token + threadIdx.x / 16 + fresh_zero<S::MANY>(), chunk = threadIdx.x % 16,
               last = work.p.tokens - 1;
     const __half* from = work.p.x + step * 128 + chunk * 8;
     if (S::HOPPER)  // Two panels of 64 columns, each with its tokens' eight chunks in an order that depends on the
@@ -220,8 +221,9 @@ __device__ __forceinline__ void multiply(float (&sums)[S::M_TILES][S::N_TILES][4
     }
     const u32 eight = thread % 32 / 8, warp_n = thread / 32 / S::WARPS_M;
     x += (warp_n * S::N_TILES * 8 + eight / 2 * 8 + thread % 8) * S::X_ROW_BYTES + eight % 2 * 16;
-    // Half a group at a time, in a loop: half the code, and fewer registers.
-#pragma unroll 1
+    // Half a group at a time: in a loop where both at once would not fit the registers.
+    constexpr int AT_ONCE = S::MANY && KIND != FOUR && KIND != EIGHT ? 1 : 2;
+#pragma unroll AT_ONCE
     for (int half = 0; half < 2; half++) {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
@@ -305,7 +307,7 @@ __device__ __forceinline__ void finish(const Work<S>& work, bool first_part, flo
         __half* y = p.y_half + (u64)work.first_token * p.y_stride;
         for (u32 i = threadIdx.x; i < S::TOKENS * rows / 2; i += S::THREADS) {
             // Pairs of columns in the order that they are stored in.
-            u32 t = i / (rows / 2), pair = i % (rows / 2), blocks = rows / 32;
+            u32 t = i / (rows / 2), pair = i % (rows / 2), blocks = rows < 32 ? 1 : rows / 32;
             u32 r = pair % blocks * 32 + pair / blocks * 2;
             if (work.first_token + t >= p.tokens || work.first_row + r >= all_rows) continue;
             const float2 *gate = (const float2*)(shared + t * stride + r / 16 * 32 + r % 16), *up = gate + 8;
@@ -347,10 +349,9 @@ __device__ __forceinline__ void finish(const Work<S>& work, bool first_part, flo
 __device__ __forceinline__ void wait_for_turn(const u32* turn, u32 part) {
     if (threadIdx.x == 0) {
         u32 now;
-        do {
-            asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(now) : "l"(turn) : "memory");
+        do {  // Not a weak load: the compiler may take the loop away where no other thread is meant to write.
+            asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(turn) : "memory");
         } while (now != part);
-        __threadfence();
     }
     __syncthreads();
 }
@@ -358,7 +359,8 @@ __device__ __forceinline__ void wait_for_turn(const u32* turn, u32 part) {
 __device__ __forceinline__ void end_turn(u32* turn, u32 part, u32 parts) {
     __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0) *(volatile u32*)turn = part + 1 == parts ? 0 : part + 1;
+    u32 next = part + 1 == parts ? 0 : part + 1;
+    if (threadIdx.x == 0) asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(turn), "r"(next) : "memory");
 }
 
 template <class S, u32 KIND>
@@ -387,7 +389,7 @@ __device__ __forceinline__ void sum_up(const Work<S>& work, float (&sums)[S::M_T
             copy_weights<S, KIND>(work, to + S::X_BYTES, next);
         }
         copy_commit();
-        const u32 left = groups - 4 * s, thread = threadIdx.x + fresh_zero(), lane = thread % 32;
+        const u32 left = groups - 4 * s, thread = threadIdx.x + fresh_zero<S::MANY>(), lane = thread % 32;
         Place place = {lane, lane / 4, lane % 4, true, s % 2 == 1};
         if (left < 4) {
             place.valid = place.kc < left;

@@ -5,7 +5,7 @@
 
 struct HopperBase {
     static constexpr int M_TILES = 1, WARPS_N = 1, PAIRS = 1, X_ROW_BYTES = 128;
-    static constexpr bool HOPPER = true;
+    static constexpr bool HOPPER = true, MANY = true;
 };
 
 template <int WARPGROUPS, int TOKENS_, int STAGES_>

@@ -27,10 +27,11 @@ __device__ __forceinline__ void copy_commit() {
 }
 
 // A zero that the compiler does not know: what is computed with it in a loop, it computes there, and keeps no
-// register for it.
+// register for it. Without SAVE just a zero.
+template <bool SAVE = true>
 __device__ __forceinline__ u32 fresh_zero() {
     u32 zero = 0;
-    asm volatile("" : "+r"(zero));
+    if (SAVE) asm volatile("" : "+r"(zero));
     return zero;
 }
 

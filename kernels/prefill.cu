@@ -283,9 +283,9 @@ extern "C" __global__ void __launch_bounds__(256) prefill_rope_append(const __gr
 // A thread block has R weight rows (GATE_UP: R / 2 of gate and R / 2 of up) x T tokens, in prefill_gemm_RxT. Grid
 // (ceil(M / T), sum over the matrices of ceil(rows / R), parts) (GATE_UP: ceil(rows / (R / 2))), parts = 1 or
 // gemm_parts(mode, columns), block THREADS of the shape, shared gemm_shared(R, T, STAGES, the largest gemm_tile_bytes
-// of the matrices, false). The same bits from each: the host takes 32x16 for M <= 16, 32x32 for M <= 32, else 128x64
-// where that has as many thread blocks as the GPU has SMs, else 64x64; and gemm_parts where even so there are fewer
-// than twice as many.
+// of the matrices, false). The same bits from each. The fastest, as measured on an H100: for M <= 32 64x16 where that
+// has twice as many thread blocks as the GPU has SMs, else 32x16. For more 128x64 where that has as many as SMs, else
+// 64x64 where that has half as many, else 32x16. gemm_parts where even so there are fewer than twice as many.
 #if __CUDA_ARCH__ == 750 || __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200
 constexpr int STAGES_64 = 2;  // 100 KB of shared memory an SM, or less
 #else
@@ -293,7 +293,7 @@ constexpr int STAGES_64 = 3;
 #endif
 typedef Shape<2, 8, 4, 1, 2> Shape128x64;
 typedef Shape<2, 4, 2, 2, STAGES_64> Shape64x64;
-typedef Shape<1, 4, 2, 1, 4> Shape32x32;  // 64 threads
+typedef Shape<1, 2, 4, 1, 4> Shape64x16;
 typedef Shape<1, 2, 2, 1, 6> Shape32x16;  // 64 threads
 
 extern "C" __global__ void __launch_bounds__(128, 3) prefill_gemm_128x64(const __grid_constant__ PrefillGemm p) {
@@ -302,8 +302,8 @@ extern "C" __global__ void __launch_bounds__(128, 3) prefill_gemm_128x64(const _
 extern "C" __global__ void __launch_bounds__(128, 4) prefill_gemm_64x64(const __grid_constant__ PrefillGemm p) {
     gemm<Shape64x64>(p);
 }
-extern "C" __global__ void __launch_bounds__(64, 4) prefill_gemm_32x32(const __grid_constant__ PrefillGemm p) {
-    gemm<Shape32x32>(p);
+extern "C" __global__ void __launch_bounds__(128, 4) prefill_gemm_64x16(const __grid_constant__ PrefillGemm p) {
+    gemm<Shape64x16>(p);
 }
 extern "C" __global__ void __launch_bounds__(64, 4) prefill_gemm_32x16(const __grid_constant__ PrefillGemm p) {
     gemm<Shape32x16>(p);

@@ -5,10 +5,7 @@
 static std::vector<Variant> sweep_variants() {
     const u32 FOURS_ONLY = 1 << FOUR;
     return {
-        variant<Shape<2, 8, 4, 2, 2>>("128x128w8", gemm_four_limited<Shape<2, 8, 4, 2, 2>, 2>, FOURS_ONLY),
         variant<Shape<1, 8, 4, 1, 3>>("64x64m/3", gemm_four_limited<Shape<1, 8, 4, 1, 3>, 4>, FOURS_ONLY),
-        variant<Shape<1, 2, 2, 1, 8>>("32x16/8", gemm_four_limited<Shape<1, 2, 2, 1, 8>, 4>, FOURS_ONLY),
-        variant<Shape<1, 2, 4, 1, 4>>("64x16/4", gemm_four_limited<Shape<1, 2, 4, 1, 4>, 4>, FOURS_ONLY),
 #ifdef SM90A  // -DSM90A -gencode arch=compute_90a,code=sm_90a
         variant<HopperShape<2, 128, 2>>("h128x128", gemm_four_limited<HopperShape<2, 128, 2>, 2>, FOURS_ONLY),
         variant<HopperShape<2, 64, 3>>("h128x64/3", gemm_four_limited<HopperShape<2, 64, 3>, 2>, FOURS_ONLY),

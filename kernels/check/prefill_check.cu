@@ -29,7 +29,7 @@ static Variant variant(const char* name, void (*kernel)(PrefillGemm), u32 kinds 
 
 static std::vector<Variant> product_variants() {
     return {variant<Shape128x64>("128x64", prefill_gemm_128x64), variant<Shape64x64>("64x64", prefill_gemm_64x64),
-            variant<Shape32x32>("32x32", prefill_gemm_32x32), variant<Shape32x16>("32x16", prefill_gemm_32x16)};
+            variant<Shape64x16>("64x16", prefill_gemm_64x16), variant<Shape32x16>("32x16", prefill_gemm_32x16)};
 }
 
 static bool supports(const Variant& v, u32 format) {
