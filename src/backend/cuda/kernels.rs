@@ -324,7 +324,7 @@ impl Kernels {
             gemm: [
                 gemm(128, 64, 128, 2, c"prefill_gemm_128x64")?,
                 gemm(64, 64, 128, stages_64, c"prefill_gemm_64x64")?,
-                gemm(32, 32, 64, 4, c"prefill_gemm_32x32")?,
+                gemm(64, 16, 128, 4, c"prefill_gemm_64x16")?,
                 gemm(32, 16, 64, 6, c"prefill_gemm_32x16")?,
             ],
             prefill_rope: prefill.function(c"prefill_rope_append")?,
@@ -407,12 +407,14 @@ impl Kernels {
         };
         let blocks = |gemm: &Gemm| grid(gemm).into_iter().product::<u32>();
         let shared = |gemm: &Gemm| matrices.iter().map(|matrix| gemm.shared_bytes(matrix.format)).max().unwrap_or(0);
-        let [wide, square, narrow, few] = &self.gemm;
+        let [wide, square, low, small] = &self.gemm;
+        let enough = self.multiprocessors;
+        // As measured on an H100.
         let gemm = match parameters.tokens {
-            ..=16 => few,
-            17..=32 => narrow,
-            _ if blocks(wide) >= self.multiprocessors && shared(wide) <= self.shared_max => wide,
-            _ => square,
+            ..=32 if blocks(low) >= 2 * enough => low,
+            33.. if blocks(wide) >= enough && shared(wide) <= self.shared_max => wide,
+            33.. if 2 * blocks(square) >= enough => square,
+            _ => small,
         };
         let [x, y] = grid(gemm);
         let (function, threads) = (&gemm.function, gemm.threads);
