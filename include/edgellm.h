@@ -136,6 +136,10 @@
 // itself rounds to int8 (BitNet) are rounded.
 #define EDGELLM_LOAD_EXACT 256
 
+// On a CUDA device: generated tokens take the way of prompts, with activations in f16 instead of int8. More exact, several
+// times slower, and then a token's bits are the same whether it was generated or given. On the CPU: of no effect.
+#define EDGELLM_LOAD_F16_ACTIVATIONS 512
+
 // The order of codes in the official bitnet-b1.58-2B-4T-gguf, and in what bitnet.cpp's Python converter writes: blocks of
 // 128 weights.
 #define EDGELLM_I2S_BLOCK128 0

@@ -146,6 +146,25 @@ fn every_cut_of_a_prompt_and_every_run_gives_the_same_bits() {
 }
 
 #[test]
+fn with_f16_activations_a_generated_token_has_the_bits_of_a_given_one() {
+    let Some(index) = device() else { return };
+    for (name, bytes, vocab) in models() {
+        let options = LoadOptions { device: Device::Cuda(index), f16_activations: true, ..LoadOptions::default() };
+        let model = Model::load(Source::Bytes(bytes), options).expect("a good model");
+        let tokens = tokens(50, vocab);
+        let mut given = session(&model, 0);
+        given.prompt(&tokens).expect("room");
+        let mut generated = session(&model, 0);
+        generated.prompt(&tokens[..40]).expect("room");
+        for &token in &tokens[40..] {
+            logits(&mut generated);
+            generated.accept(token).expect("room");
+        }
+        assert!(bits(&logits(&mut given)) == bits(&logits(&mut generated)), "{name}");
+    }
+}
+
+#[test]
 fn sessions_share_a_model_and_do_not_disturb_each_other() {
     let Some(index) = device() else { return };
     let (_, bytes, vocab) = models().remove(1);

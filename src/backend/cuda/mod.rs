@@ -15,6 +15,14 @@ use crate::{Error, Result};
 use kernels::{Kernels, Matrix};
 use std::sync::Arc;
 
+/// Where to, and how.
+pub struct Place {
+    /// The device, by the driver's number.
+    pub index: usize,
+    /// Generated tokens go stage by stage, as prompts do.
+    pub f16_activations: bool,
+}
+
 /// See the module.
 pub struct CudaBackend {
     inner: Arc<Inner>,
@@ -33,6 +41,7 @@ struct Inner {
     output_norm: u64,
     layers: Vec<Layer>,
     bytes_per_token: usize,
+    f16_activations: bool,
 }
 
 /// One layer's weights: matrices, and addresses of vectors (0: the architecture has no such vector).
@@ -67,10 +76,10 @@ pub fn first_usable() -> Result<usize> {
 }
 
 impl CudaBackend {
-    /// Repacks the weights on the threads of `pool` and copies them to device `index`; `progress` is told the bytes done now
+    /// Repacks the weights on the threads of `pool` and copies them to the device; `progress` is told the bytes done now
     /// and then and may stop it with an error.
     pub fn new(
-        index: usize,
+        place: Place,
         shape: Shape,
         weights: &Weights<'_>,
         pool: &ThreadPool,
@@ -78,7 +87,7 @@ impl CudaBackend {
     ) -> Result<Self> {
         check_shape(&shape)?;
         let plan = weights::plan(weights)?;
-        let context = Context::new(index)?;
+        let context = Context::new(place.index)?;
         context.info().check_usable()?;
         let kernels = Kernels::load(&context, &shape)?;
         let loaded = weights::load(&context, weights, plan, pool, progress)?;
@@ -96,6 +105,7 @@ impl CudaBackend {
             output_norm,
             layers,
             bytes_per_token,
+            f16_activations: place.f16_activations,
         };
         Ok(CudaBackend { inner: Arc::new(inner) })
     }

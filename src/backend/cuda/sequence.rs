@@ -171,7 +171,11 @@ impl CudaSequence {
     }
 
     pub(super) fn decode_pieces_of(&self, paced: bool) -> usize {
-        if paced { self.pieces.len() } else { 1 }
+        match (self.inner.f16_activations, paced) {
+            (true, _) => 0,
+            (false, true) => self.pieces.len(),
+            (false, false) => 1,
+        }
     }
 
     /// Launches piece `index` of `pieces` over one token.
