@@ -77,6 +77,7 @@ class Library:
             "edgellm_session_rewind": [pointer, size],
             "edgellm_forward": [pointer, ctypes.c_uint64],
             "edgellm_logits": [pointer, pointer, pointer],
+            "edgellm_accept": [pointer, ctypes.c_int32, pointer],
             "edgellm_tokenize": [pointer, ctypes.c_char_p, size, ctypes.c_uint32, pointer, size, pointer],
             "edgellm_detokenize": [pointer, pointer, size, ctypes.c_uint32, pointer, size, pointer],
         }.items():
@@ -105,13 +106,13 @@ class Library:
 
 class Model:
     """A loaded model with one session. `context`: 0 = what the model was trained for, at most 4096; `exact`: f32
-    weights and activations; `kv`: which EDGELLM_KV_*."""
+    weights and activations; `kv`: which EDGELLM_KV_*; `device`: the number of a CUDA device, -2 = the CPU."""
 
-    def __init__(self, path, threads, context=0, exact=False, kv="AUTO"):
+    def __init__(self, path, threads, context=0, exact=False, kv="AUTO", device=-2):
         self.library = lib = Library()
         flags = lib.constants["LOAD_EXACT"] if exact else 0
         self._path = ctypes.create_string_buffer(str(path).encode())  # Lives as long as the pointer in `load`.
-        load = lib.new("load_params", flags=flags, n_threads=threads)
+        load = lib.new("load_params", flags=flags, n_threads=threads, device=device)
         load.path = ctypes.addressof(self._path)
         self.model, self.session = ctypes.c_void_p(), ctypes.c_void_p()
         lib.check(lib.c.edgellm_load(ctypes.byref(load), ctypes.byref(self.model)))
@@ -142,15 +143,21 @@ class Model:
     def greedy(self, ids, count, stop=()):
         """Up to `count` of the likeliest tokens after a prompt, without the one that stops."""
         self.rewind()
-        out, step = [], ids
+        self.append(ids)
+        out = []
         while len(out) < count:
-            self.append(step)
             self.forward()
-            step = [int(self.logits().argmax())]
-            if step[0] in stop:
+            token = int(self.logits().argmax())
+            if token in stop:
                 break
-            out += step
+            self.accept(token)
+            out.append(token)
         return out
+
+    def accept(self, token):
+        """Takes a token as generated."""
+        event = self.library.new("event")
+        self.library.check(self.library.c.edgellm_accept(self.session, token, ctypes.byref(event)))
 
     def rewind(self, keep=0):
         """Forgets all but the first `keep` tokens."""
