@@ -71,10 +71,12 @@ template <u32 R> __device__ __forceinline__ u32 units_of(u32 rows) { return (row
 
 // The units `unit`, `unit + stride`, ... of one matrix.
 template <u32 FORMAT, u32 R, u32 DEPTH>
-__device__ __forceinline__ void project_matrix(Exchange<R>& exchange, const Project& p, const Matrix& w, float* y,
-                                               u32 unit, u32 stride) {
+__device__ __forceinline__ void project_matrix(Exchange<R>& exchange, const Project& p, u32 m, float* y, u32 unit,
+                                               u32 stride) {
+    const Matrix& w = p.matrix[m];
     Lane l;
     const u32 units = units_of<R>(w.rows);
+    if (unit >= units) return; // more blocks than units
     Activations x(shared, w.columns);
     Quantization q = {p.x, p.norm, p.quantized, w.columns, is_ternary(FORMAT), p.epsilon};
     Stream<FORMAT, R, DEPTH, false> stream(w.columns, l);
@@ -118,8 +120,7 @@ template <u32 R, u32 DEPTH> __device__ __forceinline__ void project(const Projec
     for (u32 i = 0; i < m; i++) rows += p.matrix[i].rows;
     const Matrix& w = p.matrix[m];
     u32 unit = blockIdx.x - first;
-    if (unit >= units_of<R>(w.rows)) return; // more blocks than units
-#define PROJECT(F) project_matrix<F, R, DEPTH>(exchange, p, w, p.y + rows, unit, end - first)
+#define PROJECT(F) project_matrix<F, R, DEPTH>(exchange, p, m, p.y + rows, unit, end - first)
     FOR_FORMAT(w, PROJECT)
 #undef PROJECT
 }

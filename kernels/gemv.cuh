@@ -145,9 +145,10 @@ template <u32 FORMAT> struct Slot {
     static_assert(RING * BYTES <= RING_BYTES, "the ring of a warp");
 };
 
-// Copies 16 bytes.
-__device__ __forceinline__ void copy_async(u32 to, const void* from) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+// Copies 16 bytes if `wanted`: a predicate, no branch.
+__device__ __forceinline__ void copy_async(u32 to, const void* from, bool wanted) {
+    asm volatile("{ .reg .pred wanted; setp.ne.u32 wanted, %2, 0; @wanted cp.async.cg.shared.global [%0], [%1], 16; }"
+                 ::"r"(to), "l"(from), "r"((u32)wanted) : "memory");
 }
 __device__ __forceinline__ u32 shared_u32(u32 at) {
     u32 out;
@@ -205,27 +206,21 @@ template <u32 FORMAT, u32 R, u32 DEPTH, bool PAIRED> struct SharedStream {
         } else {
             at.group += groups * 8, at.super += groups;
         }
-        if (!there) return;
         const Matrix& m = PAIRED && r >= R / 2 ? second : first;
         u32 to = ring + i % RING * S::BYTES + l.lane * 16;
-        // Lane l takes bytes 16 l .. of each part.
-        auto part = [&](u32 bytes, const u8* from) {
+        // Lane l takes bytes 16 l .. of each part; `each`: bytes of one of its groups (or rows of 256 columns).
+        auto part = [&](u32 bytes, const u8* plane, u32 index, u32 each) {
             u32 lanes = TAILS ? bytes / 64 * in_step : bytes / 16; // a step's four groups
-            if (bytes > 512) {
-                if (l.lane < lanes) copy_async(to, from + l.lane * 16);
-                if (l.lane + 32 < lanes) copy_async(to + 512, from + 512 + l.lane * 16);
-            } else if (bytes == 512 && !TAILS) {
-                copy_async(to, from + l.lane * 16);
-            } else if (l.lane < lanes) {
-                copy_async(to, from + l.lane * 16);
-            }
+            const u8* from = each > 16 ? plane + (u64)index * each + l.lane * 16 : plane + (u64)(index + l.lane * (16 / each)) * each;
+            copy_async(to, from, bytes == 512 && !TAILS ? there : there && l.lane < lanes);
+            if (bytes > 512) copy_async(to + 512, from + 512, there && l.lane + 32 < lanes);
             to += bytes;
         };
-        part(S::CODES, m.codes + (u64)at.group * (S::CODES / 32));
-        if (S::HIGH) part(S::HIGH, m.high + (u64)at.group * (S::HIGH / 32));
-        if (S::SUPER) part(S::SUPER, m.scales + (u64)at.super * (S::SUPER / 8));
-        if (S::SCALES) part(S::SCALES, m.scales + (u64)at.group * (S::SCALES / 32));
-        if (S::SUPERS) part(S::SUPERS, m.supers + (u64)at.super * 2);
+        part(S::CODES, m.codes, at.group, S::CODES / 32);
+        if (S::HIGH) part(S::HIGH, m.high, at.group, S::HIGH ? S::HIGH / 32 : 1);
+        if (S::SUPER) part(S::SUPER, m.scales, at.super, S::SUPER ? S::SUPER / 8 : 1);
+        if (S::SCALES) part(S::SCALES, m.scales, at.group, S::SCALES ? S::SCALES / 32 : 1);
+        if (S::SUPERS) part(S::SUPERS, m.supers, at.super, 2);
     }
     __device__ __forceinline__ void end_batch() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
