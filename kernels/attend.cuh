@@ -30,6 +30,8 @@ template <u32 DIM> struct Attend {
         float rescale[HEADS];
         float max[HEADS], total[HEADS];
         float sums[TEAMS][HEADS][DIM];
+        float shares[ATTENTION_THREADS][4]; // the merge's
+        float share_max[8][HEADS], share_total[8][HEADS];
         u32 last;
     };
 };
@@ -259,7 +261,7 @@ template <u32 DIM> __device__ __forceinline__ void attend(const Attention& p) {
 #pragma unroll
     for (u32 h = 0; h < HEADS; h++) *(float2*)&s.sums[team][h][pair] = sums[h];
     __syncthreads();
-    const u32 stride = p.head_dim + 2; // of a head's partial: its sums, their maximum, their total
+    float2* all_max_total = (float2*)(p.partials + (u64)gridDim.x * p.query_heads * p.head_dim);
     for (u32 slot = tid; slot < heads * A::PAIRS; slot += ATTENTION_THREADS) {
         u32 h = slot / A::PAIRS, at = slot % A::PAIRS * 2, head = first_head + h;
         if (at >= p.head_dim) continue;
@@ -272,9 +274,9 @@ template <u32 DIM> __device__ __forceinline__ void attend(const Attention& p) {
         if (active == 1) {
             *(float2*)(p.attended + head * p.head_dim + at) = make_float2(sum.x / s.total[h], sum.y / s.total[h]);
         } else {
-            float* partial = p.partials + ((u64)blockIdx.x * p.query_heads + head) * stride;
-            *(float2*)(partial + at) = sum;
-            if (at == 0) *(float2*)(partial + p.head_dim) = make_float2(s.max[h], s.total[h]);
+            const u32 row = blockIdx.x * p.query_heads + head;
+            *(float2*)(p.partials + (u64)row * p.head_dim + at) = sum;
+            if (at == 0) all_max_total[row] = make_float2(s.max[h], s.total[h]);
         }
     }
     if (active == 1) return;
@@ -288,34 +290,53 @@ template <u32 DIM> __device__ __forceinline__ void attend(const Attention& p) {
     __syncthreads();
     if (!s.last) return;
     if (tid == 0) p.counters[line] = 0;
-    for (u32 slot = tid; slot < heads * A::PAIRS; slot += ATTENTION_THREADS) {
-        u32 h = slot / A::PAIRS, in_head = slot % A::PAIRS * 2, head = first_head + h;
-        if (in_head >= p.head_dim) continue;
-        const u32 AHEAD = 16; // splits whose results are asked for at once
+    // A thread has four values of a head, and every `shares`-th split.
+    const u32 quarter = p.head_dim / 4, columns = heads * quarter, shares = min_u32(ATTENTION_THREADS / columns, 8);
+    const u32 share = tid / columns, column = tid % columns, h = column / quarter, in_head = column % quarter * 4;
+    if (share < shares) {
+        const u32 AHEAD = 16; // results that are asked for at once
         float largest = NONE, all = 0;
-        float2 sum = make_float2(0, 0);
-        for (u32 from = 0; from < active; from += AHEAD) {
-            float2 found[AHEAD], max_total[AHEAD];
-            const float* partial = p.partials + ((u64)from * p.query_heads + head) * stride;
+        float4 sum = make_float4(0, 0, 0, 0);
+        for (u32 from = share; from < active; from += AHEAD * shares) {
+            float4 found[AHEAD];
+            float2 max_total[AHEAD];
 #pragma unroll
             for (u32 i = 0; i < AHEAD; i++) {
-                found[i] = make_float2(0, 0), max_total[i] = make_float2(NONE, 0);
-                if (from + i < active) found[i] = load2(partial + in_head), max_total[i] = load2(partial + p.head_dim);
-                partial += p.query_heads * stride;
+                const u32 split = from + i * shares, row = split * p.query_heads + first_head + h;
+                found[i] = make_float4(0, 0, 0, 0), max_total[i] = make_float2(NONE, 0);
+                if (split < active)
+                    found[i] = load4(p.partials + (u64)row * p.head_dim + in_head), max_total[i] = load2(all_max_total + row);
             }
-            float before = largest;
+            const float before = largest;
 #pragma unroll
             for (u32 i = 0; i < AHEAD; i++) largest = fmaxf(largest, max_total[i].x);
-            float rescale = exp2_approx(before - largest);
-            sum.x *= rescale, sum.y *= rescale, all *= rescale;
+            const float rescale = exp2_approx(before - largest);
+            sum.x *= rescale, sum.y *= rescale, sum.z *= rescale, sum.w *= rescale, all *= rescale;
 #pragma unroll
             for (u32 i = 0; i < AHEAD; i++) {
-                float weight = exp2_approx(max_total[i].x - largest);
+                const float weight = exp2_approx(max_total[i].x - largest);
                 all = fmaf(weight, max_total[i].y, all);
                 sum.x = fmaf(weight, found[i].x, sum.x), sum.y = fmaf(weight, found[i].y, sum.y);
+                sum.z = fmaf(weight, found[i].z, sum.z), sum.w = fmaf(weight, found[i].w, sum.w);
             }
         }
-        *(float2*)(p.attended + head * p.head_dim + in_head) = make_float2(sum.x / all, sum.y / all);
+        *(float4*)s.shares[tid] = sum;
+        if (in_head == 0) s.share_max[share][h] = largest, s.share_total[share][h] = all;
+    }
+    __syncthreads();
+    if (tid < columns) {
+        float largest = NONE, all = 0;
+        for (u32 i = 0; i < shares; i++) largest = fmaxf(largest, s.share_max[i][h]);
+        float4 sum = make_float4(0, 0, 0, 0);
+        for (u32 i = 0; i < shares; i++) {
+            const float weight = exp2_approx(s.share_max[i][h] - largest);
+            const float4 more = *(const float4*)s.shares[i * columns + tid];
+            all = fmaf(weight, s.share_total[i][h], all);
+            sum.x = fmaf(weight, more.x, sum.x), sum.y = fmaf(weight, more.y, sum.y);
+            sum.z = fmaf(weight, more.z, sum.z), sum.w = fmaf(weight, more.w, sum.w);
+        }
+        *(float4*)(p.attended + (first_head + h) * p.head_dim + in_head) =
+            make_float4(sum.x / all, sum.y / all, sum.z / all, sum.w / all);
     }
 }
 

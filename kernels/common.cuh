@@ -41,10 +41,10 @@ struct Quantized {
     float2* groups; // (columns / 32): scale, scale * sum of codes
 };
 
-// decode_project1 (a thread block takes one tile at a time)
+// decode_project1, decode_project2 (tiles that a thread block takes at a time)
 //   y = [y +] matrix[i] * rms_norm(x) + bias, outputs of the matrices one after another.
-//   threads: project_threads(columns). blocks: any number from `matrices`; most useful: sum of ceil(rows_i / 8), and at
-//   most what is resident at once. dynamic shared memory: activation_bytes(columns).
+//   threads: project_threads(columns). blocks: any number from `matrices`; most useful: sum of ceil(rows_i / 8) or
+//   ceil(rows_i / 16), and at most what is resident at once. dynamic shared memory: activation_bytes(columns).
 struct Project {
     const float* x;    // (columns), NULL when `quantized` is given
     Quantized quantized; // the input already quantized: norm is NULL, no matrix is ternary
@@ -86,7 +86,7 @@ struct Attention {
     const float2* rope;  // (context, pairs): cos, sin
     u16* keys;   // this layer's: (kv_heads, context, head_dim) f16
     u16* values; // this layer's: (kv_heads, context, head_dim) f16
-    float* partials; // (splits, query_heads, head_dim + 2)
+    float* partials; // (splits, query_heads, head_dim), then (splits, query_heads, 2)
     u32* counters;   // (kv_heads * parts): zero before the first launch, and again after each
     float* attended; // (query_heads, head_dim)
     u32 query_heads, kv_heads, head_dim, context;
@@ -129,12 +129,15 @@ const u32 ATTENTION_THREADS = 256;
 const u32 PROJECT_WARPS = PROJECT_WARPS_MOST; // the most warps that share the columns
 // Weights on their way wait in registers, those of decode_gate_up and decode_head in shared memory where cp.async can put
 // them there. BLOCKS: thread blocks that a multiprocessor should have registers for.
-#if __CUDA_ARCH__ >= 800
+#if __CUDA_ARCH__ >= 900
 #define SHARED_RINGS 1
-const u32 PROJECT_BLOCKS = 2, GATE_UP_BLOCKS = 3;
+const u32 PROJECT_BLOCKS = 2, RINGS_BLOCKS = 2;
+#elif __CUDA_ARCH__ >= 800
+#define SHARED_RINGS 1
+const u32 PROJECT_BLOCKS = 1, RINGS_BLOCKS = 2;
 #else
 #define SHARED_RINGS 0
-const u32 PROJECT_BLOCKS = 1, GATE_UP_BLOCKS = 1;
+const u32 PROJECT_BLOCKS = 1, RINGS_BLOCKS = 1;
 #endif
 const u32 RING_BYTES = 8 * 576; // of a warp: weights on their way, where they go to shared memory
 const u32 FINISH_THREADS = 512;
@@ -150,14 +153,14 @@ inline __host__ __device__ u32 project_threads(u32 columns) {
 // int8 codes and two floats a group, in whole steps.
 inline __host__ __device__ u32 activation_bytes(u32 columns) { return (columns + 127) / 128 * 160; }
 // Dynamic shared memory of decode_gate_up and decode_head in a module for this compute capability (75, 80, ...);
-// decode_project1 and decode_gate_up_mixed need activation_bytes only. The functions' attribute for it has to be raised, and their carveout set to the most shared memory: of all decode
+// decode_project1, decode_project2 and decode_gate_up_mixed need activation_bytes only. The functions' attribute for it has to be raised, and their carveout set to the most shared memory: of all decode
 // kernels, attention's too, since a multiprocessor that is divided otherwise has to run empty before it takes them.
 inline __host__ __device__ u32 ring_bytes(u32 columns, u32 capability) {
     return activation_bytes(columns) + (capability >= 80 ? project_threads(columns) / 32 * RING_BYTES : 0);
 }
-// Splits of a sequence, at the most: with `lines` = kv_heads * parts about 128 thread blocks.
+// Splits of a sequence, at the most: with `lines` = kv_heads * parts about 256 thread blocks.
 inline __host__ __device__ u32 attention_splits(u32 lines) {
-    u32 splits = 128 / lines;
+    u32 splits = 256 / lines;
     return splits < 8 ? 8 : splits > 64 ? 64 : splits;
 }
 

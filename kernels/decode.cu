@@ -126,6 +126,7 @@ template <u32 R, u32 DEPTH> __device__ __forceinline__ void project(const Projec
 }
 
 extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, PROJECT_BLOCKS) decode_project1(Project p) { project<1, 6>(p); }
+extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, PROJECT_BLOCKS) decode_project2(Project p) { project<2, 3>(p); }
 
 // ---- gate and up ----
 
@@ -213,7 +214,7 @@ __device__ __forceinline__ void gate_up_mixed(Exchange<8>& exchange, const GateU
     gate_up_units(exchange, p, p.gate.format == TERNARY || p.up.format == TERNARY, l, [](u32, bool) {}, products);
 }
 
-extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, GATE_UP_BLOCKS) decode_gate_up(GateUp p) {
+extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, RINGS_BLOCKS) decode_gate_up(GateUp p) {
     __shared__ Exchange<8> exchange;
 #define GATE_UP(F) gate_up<F>(exchange, p)
     FOR_FORMAT(p.gate, GATE_UP)
@@ -275,7 +276,7 @@ template <u32 FORMAT> __device__ __forceinline__ void head(Exchange<8>& exchange
     }
 }
 
-extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, PROJECT_BLOCKS) decode_head(Head p) {
+extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, RINGS_BLOCKS) decode_head(Head p) {
     __shared__ Exchange<8> exchange;
 #define HEAD(F) head<F>(exchange, p)
     FOR_FORMAT(p.matrix, HEAD)

@@ -61,7 +61,7 @@ template <u32 FORMAT, u32 R, u32 DEPTH, bool PAIRED> struct Stream {
     u32 mine;        // steps of this warp
     u32 full;        // whole steps of a row
     u32 in_tail;     // the lane's place in the step after them
-    Place at, begin; // of the last piece that was asked for, and of its step
+    Place at;        // of the last piece that was asked for
     bool there;
 
     __device__ __forceinline__ Stream(u32 columns, const Lane& l) {
@@ -80,11 +80,10 @@ template <u32 FORMAT, u32 R, u32 DEPTH, bool PAIRED> struct Stream {
         if (r == 0) {
             u32 k = turn * DEPTH + i / R, step = l.warp + k * l.warps, tile = unit * (PAIRED ? R / 2 : R);
             there = valid && (DEPTH == 1 || k < mine);
-            begin.group = tile * (groups * 8) + step * 32 + (!TAILS || step < full ? l.lane : in_tail);
-            begin.super = tile * groups + (step >> 1) * 8 + l.row;
-            at = begin;
+            at.group = tile * (groups * 8) + step * 32 + (!TAILS || step < full ? l.lane : in_tail);
+            at.super = tile * groups + (step >> 1) * 8 + l.row;
         } else if (PAIRED && r == R / 2) {
-            at = begin;
+            at.group -= (R / 2 - 1) * groups * 8, at.super -= (R / 2 - 1) * groups; // the other matrix's first
         } else {
             at.group += groups * 8, at.super += groups;
         }
@@ -177,7 +176,7 @@ template <u32 FORMAT, u32 R, u32 DEPTH, bool PAIRED> struct SharedStream {
     u32 mine;        // steps of this warp
     u32 full, tail;  // whole steps of a row, groups after them
     u32 in_tail;     // the lane's place in the step of those
-    Place at, begin; // of the last piece that was asked for, and of its step: its first group
+    Place at;        // of the last piece that was asked for: its first group
     u32 in_step;     // groups of a row in that step
     bool there;
 
@@ -197,12 +196,11 @@ template <u32 FORMAT, u32 R, u32 DEPTH, bool PAIRED> struct SharedStream {
         if (r == 0) {
             u32 k = turn * DEPTH + i / R, step = l.warp + k * l.warps, tile = unit * (PAIRED ? R / 2 : R);
             there = valid && (DEPTH == 1 || k < mine);
-            begin.group = tile * (groups * 8) + step * 32;
-            begin.super = tile * groups + (step >> 1) * 8;
-            at = begin;
+            at.group = tile * (groups * 8) + step * 32;
+            at.super = tile * groups + (step >> 1) * 8;
             in_step = !TAILS || step < full ? 4 : tail;
         } else if (PAIRED && r == R / 2) {
-            at = begin;
+            at.group -= (R / 2 - 1) * groups * 8, at.super -= (R / 2 - 1) * groups; // the other matrix's first
         } else {
             at.group += groups * 8, at.super += groups;
         }

@@ -13,7 +13,7 @@ template <typename P> static void launch(void (*kernel)(P), dim3 blocks, u32 thr
 }
 
 static const struct { u32 tiles; void (*kernel)(Project); } PROJECTS[] = {
-    {1, decode_project1}};
+    {1, decode_project1}, {2, decode_project2}};
 
 // One matrix in every way of launching it.
 static void check_project(const Kind& kind, u32 rows, u32 columns, double& w4a8) {

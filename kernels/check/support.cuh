@@ -31,7 +31,7 @@ static u32 random_u32() {
 static float random_float(float low, float high) { return low + (high - low) * (random_u32() & 0xffffff) / 16777216.0f; }
 static float random_normal() {
     float sum = 0;
-    for (int i = 0; i < 10; i++) sum += random_float(-0.5f, 0.5f);
+    for (int i = 0; i < 11; i++) sum += random_float(-0.5f, 0.5f);
     return sum;
 }
 static u16 half_bits(float value) {
@@ -223,12 +223,12 @@ static u32 bytes_here(u32 columns) {
 static void prepare() {
     int most;
     CHECK(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0));
-    const void* kernels[] = {(const void*)decode_project1, (const void*)decode_gate_up,
+    const void* kernels[] = {(const void*)decode_project1, (const void*)decode_project2, (const void*)decode_gate_up,
                              (const void*)decode_gate_up_mixed, (const void*)decode_head, (const void*)dump_input,
                              (const void*)decode_embed, (const void*)decode_finish, (const void*)decode_attention64,
                              (const void*)decode_attention128, (const void*)decode_attention256};
-    for (int i = 0; i < 10; i++) {
-        if (i < 5) CHECK(cudaFuncSetAttribute(kernels[i], cudaFuncAttributeMaxDynamicSharedMemorySize, most - 8192));
+    for (int i = 0; i < 11; i++) {
+        if (i < 6) CHECK(cudaFuncSetAttribute(kernels[i], cudaFuncAttributeMaxDynamicSharedMemorySize, most - 8192));
         CHECK(cudaFuncSetAttribute(kernels[i], cudaFuncAttributePreferredSharedMemoryCarveout, 100));
     }
 }
