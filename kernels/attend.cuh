@@ -1,24 +1,25 @@
-// Attention of one token over the positions so far. The positions are split among thread blocks, as the sequence's length
-// alone says; the last block of a line (a kv head, or a part of its query heads) merges what all have found.
+// Attention of one token over the positions so far. The positions are split among thread blocks, as the sequence's
+// length alone says; the last block of a line (a kv head, or a part of its query heads) merges what all have found.
 //
-// A block goes over its split in chunks, with a running maximum per head: scores (a few lanes share a position), weights
-// (a warp has a head), weighted sums (a thread has two values of a head's 4 query heads). Positions before this token's are
-// in the cache from earlier launches: their first chunk is read before pdl_wait().
+// A block goes over its split in chunks, with a running maximum per head: scores (a few lanes share a position),
+// weights (a warp has a head), weighted sums (a thread has two values of a head's 4 query heads). Positions before this
+// token's are in the cache from earlier launches: their first chunk is read before pdl_wait().
 #pragma once
 #include "common.cuh"
 
-template <u32 DIM> struct Attend {
-    static const u32 LANES = DIM / 8;         // share a position, eight values each
-    static const u32 PER_LOAD = 32 / LANES;   // positions that a warp reads at once
-    static const u32 LOADS = 4;               // of these on their way
+template <u32 DIM>
+struct Attend {
+    static const u32 LANES = DIM / 8; // share a position, eight values each
+    static const u32 PER_LOAD = 32 / LANES; // positions that a warp reads at once
+    static const u32 LOADS = 4; // of these on their way
     static const u32 WARPS = ATTENTION_THREADS / 32;
     static const u32 PER_WARP = LOADS * PER_LOAD;
-    static const u32 CHUNK = WARPS * PER_WARP;                    // positions
-    static const u32 PAIRS = DIM / 2;                             // of values, in a head
-    static const u32 TEAMS = ATTENTION_THREADS / PAIRS;           // share the positions of a chunk
-    static const u32 PER_TEAM = CHUNK / TEAMS;                    // 16
+    static const u32 CHUNK = WARPS * PER_WARP; // positions
+    static const u32 PAIRS = DIM / 2; // of values, in a head
+    static const u32 TEAMS = ATTENTION_THREADS / PAIRS; // share the positions of a chunk
+    static const u32 PER_TEAM = CHUNK / TEAMS; // 16
     static const u32 HEADS = ATTENTION_HEADS;
-    static const u32 SLOTS = (HEADS + 2) * PAIRS;                 // pairs of the query heads, the key, the value
+    static const u32 SLOTS = (HEADS + 2) * PAIRS; // pairs of the query heads, the key, the value
     static const u32 ROUNDS = (SLOTS + ATTENTION_THREADS - 1) / ATTENTION_THREADS;
 
     struct alignas(16) Shared {
@@ -43,7 +44,8 @@ __device__ __forceinline__ u32 split_length(u32 positions, u32 splits, u32 chunk
     return (even + chunk - 1) / chunk * chunk;
 }
 
-template <u32 DIM> __device__ __forceinline__ void attend(const Attention& p) {
+template <u32 DIM>
+__device__ __forceinline__ void attend(const Attention& p) {
     typedef Attend<DIM> A;
     const u32 HEADS = A::HEADS;
     __shared__ typename A::Shared s;
@@ -58,14 +60,16 @@ template <u32 DIM> __device__ __forceinline__ void attend(const Attention& p) {
     const u32 start = blockIdx.x * length, end = min_u32(start + length, position + 1);
     if (start >= end) return;
     const u32 active = (position + length) / length; // blocks of this line that come this far
-    const bool own = end == position + 1;            // this token's key and value are mine to make
+    const bool own = end == position + 1; // this token's key and value are mine to make
 
     const u64 cache = (u64)kv_head * p.context * p.head_dim;
     const u32 part = lane % A::LANES * 8; // the lane's eight values of a key
     const u32 pair = tid % A::PAIRS * 2, team = tid / A::PAIRS;
     uint4 keys[A::LOADS];
     u32 values[A::PER_TEAM];
-    auto key_position = [&](u32 chunk, u32 u) { return chunk + warp * A::PER_WARP + u * A::PER_LOAD + lane / A::LANES; };
+    auto key_position = [&](u32 chunk, u32 u) {
+        return chunk + warp * A::PER_WARP + u * A::PER_LOAD + lane / A::LANES;
+    };
     auto load_keys = [&](u32 chunk) {
 #pragma unroll
         for (u32 u = 0; u < A::LOADS; u++) {
@@ -89,7 +93,8 @@ template <u32 DIM> __device__ __forceinline__ void attend(const Attention& p) {
     if (start + A::CHUNK < end) { // The chunks after the first one come from L2 then.
         const u64 from = cache + (u64)(start + A::CHUNK) * p.head_dim;
         const u32 count = (end - start - A::CHUNK) * p.head_dim;
-        for (u32 i = tid * 64; i < count; i += ATTENTION_THREADS * 64) prefetch(p.keys + from + i), prefetch(p.values + from + i);
+        for (u32 i = tid * 64; i < count; i += ATTENTION_THREADS * 64)
+            prefetch(p.keys + from + i), prefetch(p.values + from + i);
     }
 
     // This token's vectors: round by round a thread has a pair of a query head (0..HEADS), the key or the value.
@@ -190,8 +195,8 @@ template <u32 DIM> __device__ __forceinline__ void attend(const Attention& p) {
             }
         }
         if (chunk + A::CHUNK < end) load_keys(chunk + A::CHUNK);
-        // Sums over the lanes of a position. A lane gives half of its scores away each time, so that each is summed once;
-        // what is left is score number `index` (and the next one, with 8 lanes).
+        // Sums over the lanes of a position. A lane gives half of its scores away each time, so that each is summed
+        // once; what is left is score number `index` (and the next one, with 8 lanes).
         u32 index = 0;
         constexpr u32 LEFT = A::LANES == 8 ? 2 : 1;
 #pragma unroll
@@ -305,7 +310,8 @@ template <u32 DIM> __device__ __forceinline__ void attend(const Attention& p) {
                 const u32 split = from + i * shares, row = split * p.query_heads + first_head + h;
                 found[i] = make_float4(0, 0, 0, 0), max_total[i] = make_float2(NONE, 0);
                 if (split < active)
-                    found[i] = load4(p.partials + (u64)row * p.head_dim + in_head), max_total[i] = load2(all_max_total + row);
+                    found[i] = load4(p.partials + (u64)row * p.head_dim + in_head),
+                    max_total[i] = load2(all_max_total + row);
             }
             const float before = largest;
 #pragma unroll

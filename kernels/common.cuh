@@ -9,13 +9,21 @@ typedef unsigned long long u64;
 
 // GGUF's type ids. Ternary: TQ2_0 is what TQ1_0 and I2_S are repacked to.
 enum Format : u32 {
-    Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q4_K = 12, Q5_K = 13, Q6_K = 14, TERNARY = 35,
+    Q4_0 = 2,
+    Q4_1 = 3,
+    Q5_0 = 6,
+    Q5_1 = 7,
+    Q8_0 = 8,
+    Q4_K = 12,
+    Q5_K = 13,
+    Q6_K = 14,
+    TERNARY = 35,
 };
 
 // Weights in tiles of 8 rows, filled up to a multiple of 8 tiles; README.md has the layout. 64 bytes.
 struct Matrix {
     const u8* codes;
-    const u8* high;   // Q5_0, Q5_1, Q5_K, Q6_K; else NULL
+    const u8* high; // Q5_0, Q5_1, Q5_K, Q6_K; else NULL
     const u8* scales; // NULL: ternary with one scale
     const u8* supers; // Q6_K; else NULL
     const float* bias; // (rows) or NULL
@@ -37,7 +45,7 @@ static_assert(sizeof(State) == 24, "as in Rust");
 
 // A vector in int8 groups of 32, as a kernel hands it to the next one.
 struct Quantized {
-    u8* codes;      // (columns), dot words in order
+    u8* codes; // (columns), dot words in order
     float2* groups; // (columns / 32): scale, scale * sum of codes
 };
 
@@ -46,26 +54,27 @@ struct Quantized {
 //   threads: project_threads(columns). blocks: any number from `matrices`; most useful: sum of ceil(rows_i / 8) or
 //   ceil(rows_i / 16), and at most what is resident at once. dynamic shared memory: activation_bytes(columns).
 struct Project {
-    const float* x;    // (columns), NULL when `quantized` is given
+    const float* x; // (columns), NULL when `quantized` is given
     Quantized quantized; // the input already quantized: norm is NULL, no matrix is ternary
     const float* norm; // (columns) or NULL
-    float* y;          // (sum of rows)
-    Matrix matrix[3];  // columns are the same
+    float* y; // (sum of rows)
+    Matrix matrix[3]; // columns are the same
     u32 matrices;
-    u32 add;           // 1: adds to y (matrices == 1)
+    u32 add; // 1: adds to y (matrices == 1)
     float epsilon;
     u32 unused;
 };
 static_assert(sizeof(Project) == 248, "as in Rust");
 
-// decode_gate_up; decode_gate_up_mixed where the formats differ, or only one has `scales`: activation(gate * rms_norm(x)) * (up * rms_norm(x)).
-//   threads: project_threads(columns). blocks: any number from 1; most useful: rows / 32 and at most what is resident at
-//   once. dynamic shared memory: ring_bytes(columns, capability). rows % 32 == 0.
+// decode_gate_up; decode_gate_up_mixed where the formats differ, or only one has `scales`: activation(gate *
+// rms_norm(x)) * (up * rms_norm(x)).
+//   threads: project_threads(columns). blocks: any number from 1; most useful: rows / 32 and at most what is resident
+//   at once. dynamic shared memory: ring_bytes(columns, capability). rows % 32 == 0.
 struct GateUp {
-    const float* x;    // (columns)
+    const float* x; // (columns)
     const float* norm; // (columns) or NULL
     Matrix gate, up;
-    float* activated;    // (rows): f32 output, or NULL, and then
+    float* activated; // (rows): f32 output, or NULL, and then
     Quantized quantized; // (rows): the output for a decode_project without norm and without ternary matrices
     float epsilon;
     u32 activation; // 0: SiLU, 1: squared ReLU
@@ -83,14 +92,14 @@ struct Attention {
     const float* v; // (kv_heads, head_dim)
     const float* q_norm; // (head_dim) or NULL
     const float* k_norm; // (head_dim) or NULL
-    const float2* rope;  // (context, pairs): cos, sin
-    u16* keys;   // this layer's: (kv_heads, context, head_dim) f16
+    const float2* rope; // (context, pairs): cos, sin
+    u16* keys; // this layer's: (kv_heads, context, head_dim) f16
     u16* values; // this layer's: (kv_heads, context, head_dim) f16
     float* partials; // (splits, query_heads, head_dim), then (splits, query_heads, 2)
-    u32* counters;   // (kv_heads * parts): zero before the first launch, and again after each
+    u32* counters; // (kv_heads * parts): zero before the first launch, and again after each
     float* attended; // (query_heads, head_dim)
     u32 query_heads, kv_heads, head_dim, context;
-    u32 pairs;    // rotated pairs of a head: at most head_dim / 2
+    u32 pairs; // rotated pairs of a head: at most head_dim / 2
     u32 adjacent; // 1: pairs are adjacent, 0: values i and i + pairs
     float epsilon;
     u32 unused;
@@ -100,7 +109,7 @@ static_assert(sizeof(Attention) == 128, "as in Rust");
 // What a chunk of HEAD_ROWS logits comes to.
 struct Partial {
     float max;
-    u32 best;  // lowest row of max; ~0: a logit is not finite
+    u32 best; // lowest row of max; ~0: a logit is not finite
     float sum; // of exp(logit - max)
     u32 unused;
 };
@@ -109,26 +118,26 @@ struct Partial {
 //   threads: project_threads(columns). blocks: any number from 1; most useful: ceil(rows / HEAD_ROWS), at most what is
 //   resident at once. dynamic shared memory: ring_bytes(columns, capability).
 struct Head {
-    const float* x;    // (columns)
+    const float* x; // (columns)
     const float* norm; // (columns) or NULL
     Matrix matrix;
-    float* logits;     // (rows)
+    float* logits; // (rows)
     Partial* partials; // (ceil(rows / HEAD_ROWS))
     float epsilon;
     u32 unused;
 };
 static_assert(sizeof(Head) == 104, "as in Rust");
 
-const u32 TILE_ROWS = 8;         // rows of a tile
-const u32 HEAD_ROWS = 64;        // rows of a partial
-const u32 ATTENTION_HEADS = 4;   // query heads that a thread block of attention takes
+const u32 TILE_ROWS = 8; // rows of a tile
+const u32 HEAD_ROWS = 64; // rows of a partial
+const u32 ATTENTION_HEADS = 4; // query heads that a thread block of attention takes
 const u32 ATTENTION_THREADS = 256;
 #ifndef PROJECT_WARPS_MOST
 #define PROJECT_WARPS_MOST 12
 #endif
 const u32 PROJECT_WARPS = PROJECT_WARPS_MOST; // the most warps that share the columns
-// Weights on their way wait in registers, those of decode_gate_up and decode_head in shared memory where cp.async can put
-// them there. BLOCKS: thread blocks that a multiprocessor should have registers for.
+// Weights on their way wait in registers, those of decode_gate_up and decode_head in shared memory where cp.async can
+// put them there. BLOCKS: thread blocks that a multiprocessor should have registers for.
 #if __CUDA_ARCH__ >= 900
 #define SHARED_RINGS 1
 const u32 PROJECT_BLOCKS = 2, RINGS_BLOCKS = 2;
@@ -153,8 +162,9 @@ inline __host__ __device__ u32 project_threads(u32 columns) {
 // int8 codes and two floats a group, in whole steps.
 inline __host__ __device__ u32 activation_bytes(u32 columns) { return (columns + 127) / 128 * 160; }
 // Dynamic shared memory of decode_gate_up and decode_head in a module for this compute capability (75, 80, ...);
-// decode_project1, decode_project2 and decode_gate_up_mixed need activation_bytes only. The functions' attribute for it has to be raised, and their carveout set to the most shared memory: of all decode
-// kernels, attention's too, since a multiprocessor that is divided otherwise has to run empty before it takes them.
+// decode_project1, decode_project2 and decode_gate_up_mixed need activation_bytes only. The functions' attribute for it
+// has to be raised, and their carveout set to the most shared memory: of all decode kernels, attention's too, since a
+// multiprocessor that is divided otherwise has to run empty before it takes them.
 inline __host__ __device__ u32 ring_bytes(u32 columns, u32 capability) {
     return activation_bytes(columns) + (capability >= 80 ? project_threads(columns) / 32 * RING_BYTES : 0);
 }
@@ -188,7 +198,8 @@ __device__ __forceinline__ void pdl_wait() {
 // Weights: read once, so they do not displace anything from L1. In the order of the program: `volatile`.
 __device__ __forceinline__ void load_weights(u32 (&out)[4], const void* from) {
     asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3]) : "l"(from));
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                 : "l"(from));
 }
 __device__ __forceinline__ void load_weights(u32 (&out)[2], const void* from) {
     asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(out[0]), "=r"(out[1]) : "l"(from));
@@ -209,7 +220,9 @@ __device__ __forceinline__ void prefetch(const void* from) { asm volatile("prefe
 __device__ __forceinline__ float4 load4(const float* from) {
     float4 out;
     asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(out.x), "=f"(out.y), "=f"(out.z), "=f"(out.w) : "l"(from) : "memory");
+                 : "=f"(out.x), "=f"(out.y), "=f"(out.z), "=f"(out.w)
+                 : "l"(from)
+                 : "memory");
     return out;
 }
 __device__ __forceinline__ float2 load2(const void* from) {
@@ -230,7 +243,9 @@ __device__ __forceinline__ u32 load_u32(const u32* from) {
 __device__ __forceinline__ uint4 load_u32x4(const void* from) {
     uint4 out;
     asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(out.x), "=r"(out.y), "=r"(out.z), "=r"(out.w) : "l"(from) : "memory");
+                 : "=r"(out.x), "=r"(out.y), "=r"(out.z), "=r"(out.w)
+                 : "l"(from)
+                 : "memory");
     return out;
 }
 
@@ -272,7 +287,8 @@ __device__ __forceinline__ float reciprocal_approx(float x) {
     return out;
 }
 
-template <typename T> __device__ __forceinline__ T shuffle_xor(T value, u32 mask) {
+template <typename T>
+__device__ __forceinline__ T shuffle_xor(T value, u32 mask) {
     return __shfl_xor_sync(0xffffffffu, value, mask);
 }
 __device__ __forceinline__ u32 max_u32(u32 a, u32 b) { return a > b ? a : b; }
@@ -287,7 +303,8 @@ __device__ __forceinline__ u32 warp_max(u32 value) {
     return value;
 }
 // The sum of a warp, in a fixed tree: every lane gets the same bits.
-template <typename T> __device__ __forceinline__ T warp_sum(T value) {
+template <typename T>
+__device__ __forceinline__ T warp_sum(T value) {
     for (u32 mask = 16; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
     return value;
 }

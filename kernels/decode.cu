@@ -5,7 +5,8 @@
 // ---- embedding ----
 
 // Eight columns of a row: the values that the format's definition gives, to the last bit.
-template <u32 FORMAT> __device__ __forceinline__ void embed_eight(const Matrix& m, u32 row, u32 eight, float* out) {
+template <u32 FORMAT>
+__device__ __forceinline__ void embed_eight(const Matrix& m, u32 row, u32 eight, float* out) {
     constexpr u32 C = code_words(FORMAT), H = high_words(FORMAT);
     u32 group = eight / 4, step = group / 4, groups = m.columns / 32, tile = row / 8;
     u32 in_step = step < groups / 4 ? 4 : groups % 4;
@@ -50,7 +51,8 @@ template <u32 FORMAT> __device__ __forceinline__ void embed_eight(const Matrix& 
 extern "C" __global__ void __launch_bounds__(256) decode_embed(const State* state, Matrix embedding, float* residual) {
     pdl_wait();
     u32 token = load_u32(&state->token);
-    for (u32 eight = blockIdx.x * blockDim.x + threadIdx.x; eight < embedding.columns / 8; eight += gridDim.x * blockDim.x) {
+    for (u32 eight = blockIdx.x * blockDim.x + threadIdx.x; eight < embedding.columns / 8;
+         eight += gridDim.x * blockDim.x) {
         float out[8];
         if (token < embedding.rows) {
 #define EMBED(F) embed_eight<F>(embedding, token, eight, out)
@@ -67,7 +69,10 @@ extern "C" __global__ void __launch_bounds__(256) decode_embed(const State* stat
 // ---- projections ----
 
 // R tiles are a unit.
-template <u32 R> __device__ __forceinline__ u32 units_of(u32 rows) { return (rows + 8 * R - 1) / (8 * R); }
+template <u32 R>
+__device__ __forceinline__ u32 units_of(u32 rows) {
+    return (rows + 8 * R - 1) / (8 * R);
+}
 
 // The units `unit`, `unit + stride`, ... of one matrix.
 template <u32 FORMAT, u32 R, u32 DEPTH>
@@ -102,7 +107,8 @@ __device__ __forceinline__ void project_matrix(Exchange<R>& exchange, const Proj
 }
 
 // The blocks are shared out among the matrices by their units; each has one block at least.
-template <u32 R, u32 DEPTH> __device__ __forceinline__ void project(const Project& p) {
+template <u32 R, u32 DEPTH>
+__device__ __forceinline__ void project(const Project& p) {
     __shared__ Exchange<R> exchange;
     u32 total = 0, m = 0, first = 0, before = 0, rows = 0;
     for (u32 i = 0; i < p.matrices; i++) total += units_of<R>(p.matrix[i].rows);
@@ -125,8 +131,12 @@ template <u32 R, u32 DEPTH> __device__ __forceinline__ void project(const Projec
 #undef PROJECT
 }
 
-extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, PROJECT_BLOCKS) decode_project1(Project p) { project<1, 6>(p); }
-extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, PROJECT_BLOCKS) decode_project2(Project p) { project<2, 3>(p); }
+extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, PROJECT_BLOCKS) decode_project1(Project p) {
+    project<1, 6>(p);
+}
+extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, PROJECT_BLOCKS) decode_project2(Project p) {
+    project<2, 3>(p);
+}
 
 // ---- gate and up ----
 
@@ -149,7 +159,8 @@ __device__ __forceinline__ void store_group(const Quantized& out, u32 group, flo
     if (lane == 0) out.groups[group] = make_float2(scale, scale * (float)sum);
 }
 
-// Four tiles of each matrix go together: 32 outputs. `products(unit, next, out)` puts a warp's share of their sums there.
+// Four tiles of each matrix go together: 32 outputs. `products(unit, next, out)` puts a warp's share of their sums
+// there.
 template <typename Fill, typename Products>
 __device__ __forceinline__ void gate_up_units(Exchange<8>& exchange, const GateUp& p, bool whole_row, const Lane& l,
                                               Fill fill, Products products) {
@@ -180,7 +191,8 @@ __device__ __forceinline__ void gate_up_units(Exchange<8>& exchange, const GateU
     }
 }
 
-template <u32 FORMAT> __device__ __forceinline__ void gate_up(Exchange<8>& exchange, const GateUp& p) {
+template <u32 FORMAT>
+__device__ __forceinline__ void gate_up(Exchange<8>& exchange, const GateUp& p) {
     Lane l;
     Activations x(shared, p.gate.columns);
     SharedStream<FORMAT, 8, 1, true> stream(p.gate.columns, l);
@@ -202,9 +214,9 @@ __device__ __forceinline__ void gate_up_mixed(Exchange<8>& exchange, const GateU
         for (u32 i = 0; i < 8; i++) {
             const Matrix w = i < 4 ? p.gate : p.up;
             float sums[1];
-#define MIXED(F)                                            \
-    Stream<F, 1, 1, false> stream(w.columns, l);            \
-    stream.fill(w, w, unit * 4 + i % 4, true, l);           \
+#define MIXED(F)                                  \
+    Stream<F, 1, 1, false> stream(w.columns, l);  \
+    stream.fill(w, w, unit * 4 + i % 4, true, l); \
     stream.run(sums, w, w, unit * 4 + i % 4, 0, false, l, x)
             FOR_FORMAT(w, MIXED)
 #undef MIXED
@@ -239,7 +251,8 @@ __device__ __forceinline__ Partial partial_of(float low, float high, u32 first_r
     return out;
 }
 
-template <u32 FORMAT> __device__ __forceinline__ void head(Exchange<8>& exchange, const Head& p) {
+template <u32 FORMAT>
+__device__ __forceinline__ void head(Exchange<8>& exchange, const Head& p) {
     const Matrix& w = p.matrix;
     Lane l;
     const u32 units = units_of<8>(w.rows);
@@ -311,7 +324,8 @@ extern "C" __global__ void __launch_bounds__(FINISH_THREADS)
         best = better(best, {__uint_as_float(partial.x), partial.y, partial.y == ~0u});
     }
     for (u32 mask = 16; mask > 0; mask /= 2)
-        best = better(best, {shuffle_xor(best.max, mask), shuffle_xor(best.row, mask), (bool)shuffle_xor((u32)best.bad, mask)});
+        best = better(
+            best, {shuffle_xor(best.max, mask), shuffle_xor(best.row, mask), (bool)shuffle_xor((u32)best.bad, mask)});
     if (lane == 0) bests[warp] = best;
     __syncthreads();
     best = bests[0];

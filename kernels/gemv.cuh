@@ -1,8 +1,8 @@
 // A matrix times one vector: the vector in int8 in shared memory, the weights through a ring of registers.
 //
-// A thread block takes R tiles at a time (a unit), its warps share the columns: warp w has steps w, w + warps, ... Within
-// a step a warp goes through the R tiles, so that it reads its part of the vector once for all of them. RING groups a lane
-// are on their way at any time, the first of them before pdl_wait().
+// A thread block takes R tiles at a time (a unit), its warps share the columns: warp w has steps w, w + warps, ...
+// Within a step a warp goes through the R tiles, so that it reads its part of the vector once for all of them. RING
+// groups a lane are on their way at any time, the first of them before pdl_wait().
 //
 // The sum of a row: over its groups in a lane, over the four lanes of a row, over the warps; all in an order that the
 // columns alone decide.
@@ -30,7 +30,7 @@ struct Lane {
 
 // A vector in shared memory, filled up with zeros to whole steps.
 struct Activations {
-    u32 codes;  // (steps * 128): dot words in order
+    u32 codes; // (steps * 128): dot words in order
     u32 groups; // (steps * 4): scale, scale * sum
 
     __device__ __forceinline__ Activations(const void* shared, u32 columns)
@@ -40,9 +40,11 @@ struct Activations {
         Input in;
         u32 at = codes + group * 32;
         asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(in.x[0]), "=r"(in.x[1]), "=r"(in.x[2]), "=r"(in.x[3]) : "r"(at));
+                     : "=r"(in.x[0]), "=r"(in.x[1]), "=r"(in.x[2]), "=r"(in.x[3])
+                     : "r"(at));
         asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(in.x[4]), "=r"(in.x[5]), "=r"(in.x[6]), "=r"(in.x[7]) : "r"(at + 16));
+                     : "=r"(in.x[4]), "=r"(in.x[5]), "=r"(in.x[6]), "=r"(in.x[7])
+                     : "r"(at + 16));
         asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(in.scale), "=f"(in.sum) : "r"(groups + group * 8));
         return in;
     }
@@ -50,18 +52,20 @@ struct Activations {
 
 extern __shared__ uint4 shared[]; // activation_bytes(columns), and behind it the rings where they are in shared memory
 
-// A warp's way through the weights, unit by unit. Its pieces are groups, in the order of turns (DEPTH of the warp's steps),
-// steps, tiles. PAIRED: the second half of a unit's tiles are those of a second matrix, else a unit is R tiles of the first.
-template <u32 FORMAT, u32 R, u32 DEPTH, bool PAIRED> struct Stream {
-    static const u32 RING = ring_groups(FORMAT, R * DEPTH);
+// A warp's way through the weights, unit by unit. Its pieces are groups, in the order of turns (DEPTH of the warp's
+// steps), steps, tiles. PAIRED: the second half of a unit's tiles are those of a second matrix, else a unit is R tiles
+// of the first.
+template <u32 FORMAT, u32 R, u32 DEPTH, bool PAIRED>
+struct Stream {
+    static const u32 RING = ring_groups(FORMAT, R* DEPTH);
     static const u32 WORDS = group_words(FORMAT);
     static const bool TAILS = FORMAT != Q4_K && FORMAT != Q5_K && FORMAT != Q6_K && !is_ternary(FORMAT);
     u32 ring[RING * WORDS];
-    u32 groups;      // of a row
-    u32 mine;        // steps of this warp
-    u32 full;        // whole steps of a row
-    u32 in_tail;     // the lane's place in the step after them
-    Place at;        // of the last piece that was asked for
+    u32 groups; // of a row
+    u32 mine; // steps of this warp
+    u32 full; // whole steps of a row
+    u32 in_tail; // the lane's place in the step after them
+    Place at; // of the last piece that was asked for
     bool there;
 
     __device__ __forceinline__ Stream(u32 columns, const Lane& l) {
@@ -74,8 +78,8 @@ template <u32 FORMAT, u32 R, u32 DEPTH, bool PAIRED> struct Stream {
     }
 
     // Asks for piece `i` of a turn.
-    __device__ __forceinline__ void load(const Matrix& first, const Matrix& second, u32 unit, bool valid, u32 turn, u32 i,
-                                         const Lane& l) {
+    __device__ __forceinline__ void load(const Matrix& first, const Matrix& second, u32 unit, bool valid, u32 turn,
+                                         u32 i, const Lane& l) {
         const u32 r = i % R;
         if (r == 0) {
             u32 k = turn * DEPTH + i / R, step = l.warp + k * l.warps, tile = unit * (PAIRED ? R / 2 : R);
@@ -91,7 +95,8 @@ template <u32 FORMAT, u32 R, u32 DEPTH, bool PAIRED> struct Stream {
     }
 
     // The first loads.
-    __device__ __forceinline__ void fill(const Matrix& first, const Matrix& second, u32 unit, bool valid, const Lane& l) {
+    __device__ __forceinline__ void fill(const Matrix& first, const Matrix& second, u32 unit, bool valid,
+                                         const Lane& l) {
 #pragma unroll
         for (u32 i = 0; i < RING; i++) load(first, second, unit, valid && mine > 0, 0, i, l);
     }
@@ -131,12 +136,15 @@ template <u32 FORMAT, u32 R, u32 DEPTH, bool PAIRED> struct Stream {
 
 #if SHARED_RINGS
 
-// The same way with the ring in shared memory (cp.async): more is on its way than registers could hold, also for the next
-// kernel while this one still runs. A warp copies whole pieces (a tile's step is contiguous in each plane) and waits for
-// half a ring at a time.
-template <u32 FORMAT> struct Slot {
+// The same way with the ring in shared memory (cp.async): more is on its way than registers could hold, also for the
+// next kernel while this one still runs. A warp copies whole pieces (a tile's step is contiguous in each plane) and
+// waits for half a ring at a time.
+template <u32 FORMAT>
+struct Slot {
     static const u32 CODES = 32 * 4 * code_words(FORMAT), HIGH = 32 * 4 * high_words(FORMAT);
-    static const u32 SUPER = FORMAT == Q4_K || FORMAT == Q5_K ? 128 : FORMAT == TERNARY ? 16 : 0; // scales of 256 columns
+    static const u32 SUPER = FORMAT == Q4_K || FORMAT == Q5_K ? 128
+                             : FORMAT == TERNARY              ? 16
+                                                              : 0; // scales of 256 columns
     static const u32 SCALES = FORMAT == Q4_1 || FORMAT == Q5_1 ? 128 : SUPER || FORMAT == TERNARY_ONE ? 0 : 64;
     static const u32 SUPERS = FORMAT == Q6_K ? 16 : 0;
     static const u32 BYTES = CODES + HIGH + SUPER + SCALES + SUPERS;
@@ -146,8 +154,10 @@ template <u32 FORMAT> struct Slot {
 
 // Copies 16 bytes if `wanted`: a predicate, no branch.
 __device__ __forceinline__ void copy_async(u32 to, const void* from, bool wanted) {
-    asm volatile("{ .reg .pred wanted; setp.ne.u32 wanted, %2, 0; @wanted cp.async.cg.shared.global [%0], [%1], 16; }"
-                 ::"r"(to), "l"(from), "r"((u32)wanted) : "memory");
+    asm volatile(
+        "{ .reg .pred wanted; setp.ne.u32 wanted, %2, 0; @wanted cp.async.cg.shared.global [%0], [%1], 16; }" ::"r"(to),
+        "l"(from), "r"((u32)wanted)
+        : "memory");
 }
 __device__ __forceinline__ u32 shared_u32(u32 at) {
     u32 out;
@@ -164,20 +174,23 @@ __device__ __forceinline__ void shared_u32x2(u32* out, u32 at) {
 }
 __device__ __forceinline__ void shared_u32x4(u32* out, u32 at) {
     asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3]) : "r"(at) : "memory");
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                 : "r"(at)
+                 : "memory");
 }
 
-template <u32 FORMAT, u32 R, u32 DEPTH, bool PAIRED> struct SharedStream {
+template <u32 FORMAT, u32 R, u32 DEPTH, bool PAIRED>
+struct SharedStream {
     typedef Slot<FORMAT> S;
     static const u32 TURN = R * DEPTH, RING = S::RING < TURN ? S::RING : TURN, BATCH = RING > 1 ? RING / 2 : 1;
     static const bool TAILS = FORMAT != Q4_K && FORMAT != Q5_K && FORMAT != Q6_K && !is_ternary(FORMAT);
-    u32 ring;        // the warp's, in shared memory
-    u32 groups;      // of a row
-    u32 mine;        // steps of this warp
-    u32 full, tail;  // whole steps of a row, groups after them
-    u32 in_tail;     // the lane's place in the step of those
-    Place at;        // of the last piece that was asked for: its first group
-    u32 in_step;     // groups of a row in that step
+    u32 ring; // the warp's, in shared memory
+    u32 groups; // of a row
+    u32 mine; // steps of this warp
+    u32 full, tail; // whole steps of a row, groups after them
+    u32 in_tail; // the lane's place in the step of those
+    Place at; // of the last piece that was asked for: its first group
+    u32 in_step; // groups of a row in that step
     bool there;
 
     __device__ __forceinline__ SharedStream(u32 columns, const Lane& l) {
@@ -190,8 +203,8 @@ template <u32 FORMAT, u32 R, u32 DEPTH, bool PAIRED> struct SharedStream {
         in_tail = TAILS && tail ? l.row * tail + min_u32(l.kc, tail - 1) : 0;
     }
 
-    __device__ __forceinline__ void load(const Matrix& first, const Matrix& second, u32 unit, bool valid, u32 turn, u32 i,
-                                         const Lane& l) {
+    __device__ __forceinline__ void load(const Matrix& first, const Matrix& second, u32 unit, bool valid, u32 turn,
+                                         u32 i, const Lane& l) {
         const u32 r = i % R;
         if (r == 0) {
             u32 k = turn * DEPTH + i / R, step = l.warp + k * l.warps, tile = unit * (PAIRED ? R / 2 : R);
@@ -209,7 +222,8 @@ template <u32 FORMAT, u32 R, u32 DEPTH, bool PAIRED> struct SharedStream {
         // Lane l takes bytes 16 l .. of each part; `each`: bytes of one of its groups (or rows of 256 columns).
         auto part = [&](u32 bytes, const u8* plane, u32 index, u32 each) {
             u32 lanes = TAILS ? bytes / 64 * in_step : bytes / 16; // a step's four groups
-            const u8* from = each > 16 ? plane + (u64)index * each + l.lane * 16 : plane + (u64)(index + l.lane * (16 / each)) * each;
+            const u8* from = each > 16 ? plane + (u64)index * each + l.lane * 16
+                                       : plane + (u64)(index + l.lane * (16 / each)) * each;
             copy_async(to, from, bytes == 512 && !TAILS ? there : there && l.lane < lanes);
             if (bytes > 512) copy_async(to + 512, from + 512, there && l.lane + 32 < lanes);
             to += bytes;
@@ -222,7 +236,8 @@ template <u32 FORMAT, u32 R, u32 DEPTH, bool PAIRED> struct SharedStream {
     }
     __device__ __forceinline__ void end_batch() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-    __device__ __forceinline__ void fill(const Matrix& first, const Matrix& second, u32 unit, bool valid, const Lane& l) {
+    __device__ __forceinline__ void fill(const Matrix& first, const Matrix& second, u32 unit, bool valid,
+                                         const Lane& l) {
 #pragma unroll
         for (u32 i = 0; i < RING; i++) {
             load(first, second, unit, valid && mine > 0, 0, i, l);
@@ -290,37 +305,61 @@ template <u32 FORMAT, u32 R, u32 DEPTH, bool PAIRED> struct SharedStream {
 };
 
 #else
-template <u32 FORMAT, u32 R, u32 DEPTH, bool PAIRED> using SharedStream = Stream<FORMAT, R, DEPTH, PAIRED>;
+template <u32 FORMAT, u32 R, u32 DEPTH, bool PAIRED>
+using SharedStream = Stream<FORMAT, R, DEPTH, PAIRED>;
 #endif
 
 // Applies CALL to the format of a matrix.
 #ifdef ONLY_FORMAT // for reading one format's instructions
-#define FOR_FORMAT(matrix, CALL) { CALL(ONLY_FORMAT); }
+#define FOR_FORMAT(matrix, CALL) \
+    { CALL(ONLY_FORMAT); }
 #else
 #define FOR_FORMAT(matrix, CALL)                                    \
     switch ((matrix).scales ? (matrix).format : (u32)TERNARY_ONE) { \
-        case Q4_0: { CALL(Q4_0); } break;                           \
-        case Q4_1: { CALL(Q4_1); } break;                           \
-        case Q5_0: { CALL(Q5_0); } break;                           \
-        case Q5_1: { CALL(Q5_1); } break;                           \
-        case Q8_0: { CALL(Q8_0); } break;                           \
-        case Q4_K: { CALL(Q4_K); } break;                           \
-        case Q5_K: { CALL(Q5_K); } break;                           \
-        case Q6_K: { CALL(Q6_K); } break;                           \
-        case TERNARY: { CALL(TERNARY); } break;                     \
-        default: { CALL(TERNARY_ONE); } break;                      \
+        case Q4_0: {                                                \
+            CALL(Q4_0);                                             \
+        } break;                                                    \
+        case Q4_1: {                                                \
+            CALL(Q4_1);                                             \
+        } break;                                                    \
+        case Q5_0: {                                                \
+            CALL(Q5_0);                                             \
+        } break;                                                    \
+        case Q5_1: {                                                \
+            CALL(Q5_1);                                             \
+        } break;                                                    \
+        case Q8_0: {                                                \
+            CALL(Q8_0);                                             \
+        } break;                                                    \
+        case Q4_K: {                                                \
+            CALL(Q4_K);                                             \
+        } break;                                                    \
+        case Q5_K: {                                                \
+            CALL(Q5_K);                                             \
+        } break;                                                    \
+        case Q6_K: {                                                \
+            CALL(Q6_K);                                             \
+        } break;                                                    \
+        case TERNARY: {                                             \
+            CALL(TERNARY);                                          \
+        } break;                                                    \
+        default: {                                                  \
+            CALL(TERNARY_ONE);                                      \
+        } break;                                                    \
     }
 #endif
 
 // What warps tell one another.
-template <u32 R> struct Exchange {
+template <u32 R>
+struct Exchange {
     float sums[2][PROJECT_WARPS][R * 8]; // of one unit and the next
     float squares[PROJECT_WARPS];
     u32 largest[PROJECT_WARPS];
 };
 
 // Sums over the four lanes of a row, all rows' in `out`.
-template <u32 R> __device__ __forceinline__ void store_sums(float (&sums)[R], float* out, const Lane& l) {
+template <u32 R>
+__device__ __forceinline__ void store_sums(float (&sums)[R], float* out, const Lane& l) {
     if constexpr (R == 1) {
         float sum = sums[0] + shuffle_xor(sums[0], 1);
         sum += shuffle_xor(sum, 2);
@@ -339,7 +378,8 @@ template <u32 R> __device__ __forceinline__ void store_sums(float (&sums)[R], fl
         } else {
 #pragma unroll
             for (u32 i = 0; i < R / 4; i++) { // of tile 4i + kc
-                float keep = upper ? halved[2 * i + 1] : halved[2 * i], give = upper ? halved[2 * i] : halved[2 * i + 1];
+                float keep = upper ? halved[2 * i + 1] : halved[2 * i],
+                      give = upper ? halved[2 * i] : halved[2 * i + 1];
                 out[(4 * i + l.kc) * 8 + l.row] = keep + shuffle_xor(give, 2);
             }
         }
@@ -347,7 +387,8 @@ template <u32 R> __device__ __forceinline__ void store_sums(float (&sums)[R], fl
 }
 
 // The sum over the warps of the unit's row `index`.
-template <u32 R> __device__ __forceinline__ float row_sum(const Exchange<R>& exchange, u32 buffer, u32 index, u32 warps) {
+template <u32 R>
+__device__ __forceinline__ float row_sum(const Exchange<R>& exchange, u32 buffer, u32 index, u32 warps) {
     float sum = 0;
 #pragma unroll
     for (u32 w = 0; w < PROJECT_WARPS; w++)
@@ -359,7 +400,7 @@ template <u32 R> __device__ __forceinline__ float row_sum(const Exchange<R>& exc
 
 // How a vector is quantized.
 struct Quantization {
-    const float* x;    // (columns), NULL: it is given as `quantized`
+    const float* x; // (columns), NULL: it is given as `quantized`
     const float* norm; // (columns) or NULL
     Quantized quantized;
     u32 columns;
@@ -376,7 +417,8 @@ __device__ __forceinline__ u32 quantize4(float4 v, float inverse) {
 }
 
 // The lane's four values of a group of eight lanes, quantized, into shared memory. All lanes of the warp are here.
-__device__ __forceinline__ void store_chunk(u8* codes, float2* groups, u32 chunk, float4 v, float inverse, float scale) {
+__device__ __forceinline__ void store_chunk(u8* codes, float2* groups, u32 chunk, float4 v, float inverse,
+                                            float scale) {
     u32 bytes = quantize4(v, inverse);
     int sum = dot_signed(bytes, 0x01010101, 0);
     u32 other = shuffle_xor(bytes, 1);
@@ -481,7 +523,8 @@ __device__ __forceinline__ float quantize_row(const Quantization& q, u8* codes, 
         largest = max_u32(largest, largest_of(weighted(load4(q.x + 4 * chunk), q.norm, chunk, true, squares)));
     squares = warp_sum(squares);
     largest = warp_max(largest);
-    if (threadIdx.x % 32 == 0) exchange.squares[threadIdx.x / 32] = squares, exchange.largest[threadIdx.x / 32] = largest;
+    if (threadIdx.x % 32 == 0)
+        exchange.squares[threadIdx.x / 32] = squares, exchange.largest[threadIdx.x / 32] = largest;
     __syncthreads();
 #pragma unroll
     for (u32 w = 0; w < PROJECT_WARPS; w++)

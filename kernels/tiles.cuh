@@ -19,17 +19,16 @@ __host__ __device__ constexpr u32 group_words(u32 format) {
     return code_words(format) + high_words(format) + scale_words(format);
 }
 // The products below come out this much too large: a power of two, taken off at the end of a row.
-__host__ __device__ constexpr float gain(u32 format) {
-    return format == Q6_K ? 1.0f / 4 : 1.0f;
-}
+__host__ __device__ constexpr float gain(u32 format) { return format == Q6_K ? 1.0f / 4 : 1.0f; }
 
-// Where a group's parts are: `group` of those of the matrix in the planes with an entry a group, `super` of those with an
-// entry every 256 columns.
+// Where a group's parts are: `group` of those of the matrix in the planes with an entry a group, `super` of those with
+// an entry every 256 columns.
 struct Place {
     u32 group, super;
 };
 
-template <u32 FORMAT> __device__ __forceinline__ void load_group(u32* w, const Matrix& m, Place at) {
+template <u32 FORMAT>
+__device__ __forceinline__ void load_group(u32* w, const Matrix& m, Place at) {
     constexpr u32 C = code_words(FORMAT), H = high_words(FORMAT);
     const u8* codes = m.codes + (u64)at.group * (4 * C);
     if constexpr (C == 2) {
@@ -74,13 +73,15 @@ __device__ __forceinline__ u32 and_xor(u32 a, u32 mask, u32 flip) {
 
 // Dot word j as signed bytes. Q6_K: 4 (q - 32): the upper bits of a byte are the code's, flipping the highest one takes
 // the middle off.
-template <u32 FORMAT> __device__ __forceinline__ u32 signed_word(const u32* w, u32 j) {
+template <u32 FORMAT>
+__device__ __forceinline__ u32 signed_word(const u32* w, u32 j) {
     if constexpr (FORMAT == Q8_0) return w[j];
     u32 low = and_xor((j & 1) ? w[j / 2] >> 2 : w[j / 2] << 2, 0x3c3c3c3c, 0x80808080);
     return and_xor(w[4 + j / 4] << (6 - 2 * (j & 3)), 0xc0c0c0c0, low);
 }
 // Dot word j as unsigned codes.
-template <u32 FORMAT> __device__ __forceinline__ u32 unsigned_word(const u32* w, u32 j) {
+template <u32 FORMAT>
+__device__ __forceinline__ u32 unsigned_word(const u32* w, u32 j) {
     if constexpr (is_ternary(FORMAT)) return (w[j / 4] >> (2 * (j & 3))) & 0x03030303;
     u32 low = ((j & 1) ? w[j / 2] >> 4 : w[j / 2]) & 0x0f0f0f0f;
     if constexpr (FORMAT == Q5_0 || FORMAT == Q5_1 || FORMAT == Q5_K)
@@ -100,7 +101,8 @@ __device__ __forceinline__ float2 k_scales(const u32* h, u32 kc, u32 step) {
 }
 
 // sum + the group's share of a row's product (over gain).
-template <u32 FORMAT> __device__ __forceinline__ float add_group(const u32* w, const Input& in, u32 kc, u32 step, float sum) {
+template <u32 FORMAT>
+__device__ __forceinline__ float add_group(const u32* w, const Input& in, u32 kc, u32 step, float sum) {
     constexpr u32 C = code_words(FORMAT), H = high_words(FORMAT);
     const u32* scale = w + C + H;
     if constexpr (FORMAT == Q6_K) {

@@ -16,7 +16,10 @@ __global__ void read_all(const uint4* from, size_t count, u32* out) {
         u32 v[4][4];
 #pragma unroll
         for (u32 u = 0; u < 4; u++)
-            if (i + u * step < count) load_weights(v[u], from + i + u * step); else v[u][0] = v[u][1] = v[u][2] = v[u][3] = 0;
+            if (i + u * step < count)
+                load_weights(v[u], from + i + u * step);
+            else
+                v[u][0] = v[u][1] = v[u][2] = v[u][3] = 0;
 #pragma unroll
         for (u32 u = 0; u < 4; u++) all ^= v[u][0] ^ v[u][1] ^ v[u][2] ^ v[u][3];
     }
@@ -29,9 +32,11 @@ struct Bench {
     double read_rate; // GB/s
     bool pdl = true;
 
-    template <typename... A> void launch(void (*kernel)(A...), dim3 blocks, u32 threads, u32 bytes, bool full_edge, A... args) {
+    template <typename... A>
+    void launch(void (*kernel)(A...), dim3 blocks, u32 threads, u32 bytes, bool full_edge, A... args) {
         cudaLaunchConfig_t config = {};
-        config.gridDim = blocks, config.blockDim = dim3(threads), config.dynamicSmemBytes = bytes, config.stream = stream;
+        config.gridDim = blocks, config.blockDim = dim3(threads), config.dynamicSmemBytes = bytes,
+        config.stream = stream;
         cudaLaunchAttribute attribute;
         attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
         attribute.val.programmaticStreamSerializationAllowed = 1;
@@ -84,15 +89,26 @@ struct Pool {
     }
     Matrix matrix(const Kind& k, u32 rows, u32 columns) {
         size_t groups = (size_t)padded_rows(rows) * columns / 32, blocks = (size_t)padded_rows(rows) * (columns / 256);
-        Matrix m = {take(groups * k.codes), take(groups * k.high), take(groups * k.scales), take(blocks * k.supers), nullptr, rows,
-                    columns, k.format, 1, {0, 0}};
+        Matrix m = {take(groups * k.codes),
+                    take(groups * k.high),
+                    take(groups * k.scales),
+                    take(blocks * k.supers),
+                    nullptr,
+                    rows,
+                    columns,
+                    k.format,
+                    1,
+                    {0, 0}};
         if (k.format == TERNARY) m.scales = k.one_scale ? nullptr : m.supers;
         return m;
     }
 };
 
-static const struct { const char* name; u32 tiles; void (*kernel)(Project); } BENCH_PROJECTS[] = {
-    {"project1", 1, decode_project1}, {"project2", 2, decode_project2}};
+static const struct {
+    const char* name;
+    u32 tiles;
+    void (*kernel)(Project);
+} BENCH_PROJECTS[] = {{"project1", 1, decode_project1}, {"project2", 2, decode_project2}};
 
 // One shape, over copies of the matrix that do not fit the cache.
 static void bench_shape(Bench& b, const Kind& kind, u32 rows, u32 columns, bool quantized_input) {
@@ -119,7 +135,9 @@ static void bench_shape(Bench& b, const Kind& kind, u32 rows, u32 columns, bool 
         double us[2];
         for (int pdl = 0; pdl < 2; pdl++) {
             b.pdl = pdl;
-            us[pdl] = b.graph([&] { for (u32 i = 0; i < std::max(copies, 20u); i++) f(i % copies); }) / std::max(copies, 20u);
+            us[pdl] = b.graph([&] {
+                for (u32 i = 0; i < std::max(copies, 20u); i++) f(i % copies);
+            }) / std::max(copies, 20u);
             best = std::min(best, us[pdl]);
         }
         printf("  %s %.2f|%.2f", name, us[0], us[1]);
@@ -132,10 +150,19 @@ static void bench_shape(Bench& b, const Kind& kind, u32 rows, u32 columns, bool 
             if (per == 1000 && head) continue;
             snprintf(name, sizeof name, "x%u", per);
             measure(name, [&](u32 i) {
-                if (wide) b.launch(decode_gate_up, blocks, threads, shared_bytes, false,
-                                   GateUp{x.device_x.at, x.device_norm.at, m[i], second[i], nullptr, {codes.at, groups.at}, 1e-6f, 0});
-                else b.launch(decode_head, blocks, threads, shared_bytes, false,
-                              Head{x.device_x.at, x.device_norm.at, m[i], y.at, partials.at, 1e-6f, 0});
+                if (wide)
+                    b.launch(decode_gate_up, blocks, threads, shared_bytes, false,
+                             GateUp{x.device_x.at,
+                                    x.device_norm.at,
+                                    m[i],
+                                    second[i],
+                                    nullptr,
+                                    {codes.at, groups.at},
+                                    1e-6f,
+                                    0});
+                else
+                    b.launch(decode_head, blocks, threads, shared_bytes, false,
+                             Head{x.device_x.at, x.device_norm.at, m[i], y.at, partials.at, 1e-6f, 0});
             });
         } else if (per == 2 || per == 1000) {
             for (auto& project : BENCH_PROJECTS) {
@@ -143,8 +170,15 @@ static void bench_shape(Bench& b, const Kind& kind, u32 rows, u32 columns, bool 
                 if (per == 1000 && units <= 2u * b.multiprocessors) continue;
                 snprintf(name, sizeof name, "R%u,x%u", project.tiles, per);
                 measure(name, [&](u32 i) {
-                    Project p = {quantized_input ? nullptr : x.device_x.at, {codes.at, groups.at}, quantized_input ? nullptr : x.device_norm.at,
-                                 y.at, {m[i], {}, {}}, 1, 0, 1e-6f, 0};
+                    Project p = {quantized_input ? nullptr : x.device_x.at,
+                                 {codes.at, groups.at},
+                                 quantized_input ? nullptr : x.device_norm.at,
+                                 y.at,
+                                 {m[i], {}, {}},
+                                 1,
+                                 0,
+                                 1e-6f,
+                                 0};
                     b.launch(project.kernel, blocks, threads, activation_bytes(columns), false, p);
                 });
             }
@@ -156,7 +190,8 @@ static void bench_shape(Bench& b, const Kind& kind, u32 rows, u32 columns, bool 
 
 // The launches of a token of Qwen2.5-1.5B (28 layers, 12 query heads, 2 kv heads of 128, hidden 1536, 8960, 151936).
 struct Skeleton {
-    static const u32 LAYERS = 28, HIDDEN = 1536, INNER = 8960, VOCAB = 151936, CONTEXT = 4224, DIM = 128, QUERY = 12, KV = 2;
+    static const u32 LAYERS = 28, HIDDEN = 1536, INNER = 8960, VOCAB = 151936, CONTEXT = 4224, DIM = 128, QUERY = 12,
+                     KV = 2;
     struct Choice { // tiles of a block (0, 1, 2: 1, 2, 4) and blocks a multiprocessor
         u32 qkv, output, down, gate_up_blocks, head_blocks;
         bool down_from_codes;
@@ -165,7 +200,8 @@ struct Skeleton {
     Pool pool{1100u << 20};
     std::vector<Matrix> q, k, v, output, gate, up, down;
     Matrix embedding;
-    Device<float> residual{HIDDEN}, norm{HIDDEN}, qkv{2048}, attended{HIDDEN}, activated{INNER}, logits{VOCAB}, bias{2048};
+    Device<float> residual{HIDDEN}, norm{HIDDEN}, qkv{2048}, attended{HIDDEN}, activated{INNER}, logits{VOCAB},
+        bias{2048};
     Device<float> partials;
     Device<u8> codes{INNER};
     Device<float2> groups{INNER / 32}, rope{(size_t)CONTEXT * 64};
@@ -173,7 +209,8 @@ struct Skeleton {
     Device<u32> counters;
     Device<State> state{1};
     Device<Partial> bests{(VOCAB + 63) / 64};
-    u32 parts = (QUERY / KV + ATTENTION_HEADS - 1) / ATTENTION_HEADS, lines = KV * parts, splits = attention_splits(lines);
+    u32 parts = (QUERY / KV + ATTENTION_HEADS - 1) / ATTENTION_HEADS, lines = KV * parts,
+        splits = attention_splits(lines);
 
     explicit Skeleton(Bench& b) : b(b), partials((size_t)64 * QUERY * (DIM + 2)), counters(std::vector<u32>(64, 0)) {
         const Kind& kind = KINDS[0];
@@ -198,28 +235,71 @@ struct Skeleton {
         auto project = [&](u32 choice, Project p, u32 columns, bool skipped) {
             u32 units = 0, tiles = BENCH_PROJECTS[choice].tiles;
             for (u32 i = 0; i < p.matrices; i++) units += (p.matrix[i].rows + 8 * tiles - 1) / (8 * tiles);
-            if (!skipped) b.launch(BENCH_PROJECTS[choice].kernel, std::min(units, 2 * many), project_threads(columns), activation_bytes(columns), false, p);
+            if (!skipped)
+                b.launch(BENCH_PROJECTS[choice].kernel, std::min(units, 2 * many), project_threads(columns),
+                         activation_bytes(columns), false, p);
         };
         return b.graph([&] {
             if (skip != 7) b.launch(decode_embed, 1, 256, 0, true, (const State*)state.at, embedding, residual.at);
             for (u32 i = 0; i < LAYERS; i++) {
                 u16* keys = cache.at + (size_t)i * 2 * KV * CONTEXT * DIM;
-                project(c.qkv, Project{residual.at, {0, 0}, norm.at, qkv.at, {q[i], k[i], v[i]}, 3, 0, 1e-6f, 0}, HIDDEN, skip == 1);
+                project(c.qkv, Project{residual.at, {0, 0}, norm.at, qkv.at, {q[i], k[i], v[i]}, 3, 0, 1e-6f, 0},
+                        HIDDEN, skip == 1);
                 if (skip != 2)
                     b.launch(decode_attention128, dim3(splits, lines), ATTENTION_THREADS, 0, false,
-                             Attention{state.at, qkv.at, qkv.at + 1536, qkv.at + 1792, nullptr, nullptr, rope.at, keys, keys + (size_t)KV * CONTEXT * DIM,
-                                       partials.at, counters.at, attended.at, QUERY, KV, DIM, CONTEXT, 64, 0, 1e-6f, 0});
-                project(c.output, Project{attended.at, {0, 0}, nullptr, residual.at, {output[i], {}, {}}, 1, 1, 1e-6f, 0}, 1536, skip == 3);
+                             Attention{state.at,
+                                       qkv.at,
+                                       qkv.at + 1536,
+                                       qkv.at + 1792,
+                                       nullptr,
+                                       nullptr,
+                                       rope.at,
+                                       keys,
+                                       keys + (size_t)KV * CONTEXT * DIM,
+                                       partials.at,
+                                       counters.at,
+                                       attended.at,
+                                       QUERY,
+                                       KV,
+                                       DIM,
+                                       CONTEXT,
+                                       64,
+                                       0,
+                                       1e-6f,
+                                       0});
+                project(c.output,
+                        Project{attended.at, {0, 0}, nullptr, residual.at, {output[i], {}, {}}, 1, 1, 1e-6f, 0}, 1536,
+                        skip == 3);
                 if (skip != 4)
-                    b.launch(decode_gate_up, std::min(INNER / 32, c.gate_up_blocks * many), project_threads(HIDDEN), bytes_here(HIDDEN), false,
-                             GateUp{residual.at, norm.at, gate[i], up[i], c.down_from_codes ? nullptr : activated.at, {codes.at, groups.at}, 1e-6f, 0});
-                project(c.down, Project{c.down_from_codes ? nullptr : activated.at, {codes.at, groups.at}, nullptr, residual.at, {down[i], {}, {}}, 1, 1, 1e-6f, 0},
+                    b.launch(decode_gate_up, std::min(INNER / 32, c.gate_up_blocks * many), project_threads(HIDDEN),
+                             bytes_here(HIDDEN), false,
+                             GateUp{residual.at,
+                                    norm.at,
+                                    gate[i],
+                                    up[i],
+                                    c.down_from_codes ? nullptr : activated.at,
+                                    {codes.at, groups.at},
+                                    1e-6f,
+                                    0});
+                project(c.down,
+                        Project{c.down_from_codes ? nullptr : activated.at,
+                                {codes.at, groups.at},
+                                nullptr,
+                                residual.at,
+                                {down[i], {}, {}},
+                                1,
+                                1,
+                                1e-6f,
+                                0},
                         INNER, skip == 5);
             }
             if (skip != 6)
-                b.launch(decode_head, std::min((VOCAB + 63) / 64, c.head_blocks * many), project_threads(HIDDEN), bytes_here(HIDDEN), false,
+                b.launch(decode_head, std::min((VOCAB + 63) / 64, c.head_blocks * many), project_threads(HIDDEN),
+                         bytes_here(HIDDEN), false,
                          Head{residual.at, norm.at, embedding, logits.at, bests.at, 1e-6f, 0});
-            if (skip != 8) b.launch(decode_finish, 1, FINISH_THREADS, 0, false, state.at, (State*)nullptr, (const Partial*)bests.at, (VOCAB + 63) / 64);
+            if (skip != 8)
+                b.launch(decode_finish, 1, FINISH_THREADS, 0, false, state.at, (State*)nullptr,
+                         (const Partial*)bests.at, (VOCAB + 63) / 64);
         });
     }
 };
@@ -230,26 +310,34 @@ static void run_bench() {
     CHECK(cudaGetDeviceProperties(&device, 0));
     CHECK(cudaStreamCreate(&b.stream));
     b.multiprocessors = device.multiProcessorCount;
-    printf("\n%s, %d multiprocessors, L2 %d MB; %u warps at the most share the columns\n", device.name, b.multiprocessors, device.l2CacheSize >> 20, PROJECT_WARPS);
+    printf("\n%s, %d multiprocessors, L2 %d MB; %u warps at the most share the columns\n", device.name,
+           b.multiprocessors, device.l2CacheSize >> 20, PROJECT_WARPS);
     for (auto& kernel : {std::make_pair((const void*)decode_project1, "project1"),
-                         {(const void*)decode_gate_up, "gate_up"}, {(const void*)decode_head, "head"}}) {
+                         {(const void*)decode_gate_up, "gate_up"},
+                         {(const void*)decode_head, "head"}}) {
         int blocks;
-        CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel.first, project_threads(1536), bytes_here(1536)));
+        CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel.first, project_threads(1536),
+                                                            bytes_here(1536)));
         printf("%s: %d blocks a multiprocessor; ", kernel.second, blocks);
     }
     {
         Pool pool(1u << 30);
         Device<u32> out(1);
-        double us = b.graph([&] { read_all<<<16 * b.multiprocessors, 1024, 0, b.stream>>>((uint4*)pool.memory.at, (1u << 30) / 16, out.at); });
+        double us = b.graph([&] {
+            read_all<<<16 * b.multiprocessors, 1024, 0, b.stream>>>((uint4*)pool.memory.at, (1u << 30) / 16, out.at);
+        });
         b.read_rate = (1u << 30) / us * 1e-3;
         printf("reading 1 GiB: %.0f GB/s\n", b.read_rate);
     }
-    printf("us a launch in a chain, plain edges|programmatic edges; R: tiles of a block, x: blocks a multiprocessor at the most\n");
+    printf(
+        "us a launch in a chain, plain edges|programmatic edges; R: tiles of a block, x: blocks a multiprocessor at "
+        "the most\n");
     const u32 SHAPES[][2] = {{1536, 1536}, {2048, 1536}, {17920, 1536}, {1536, 8960}, {151936, 1536}};
     for (auto& shape : SHAPES) bench_shape(b, KINDS[0], shape[0], shape[1], shape[1] == 8960);
     bench_shape(b, KINDS[0], 1536, 8960, false);
     for (const Kind& kind : KINDS)
-        if (kind.format != Q4_0) bench_shape(b, kind, 1536, 8960, kind.format != TERNARY), bench_shape(b, kind, 17920, 1536, false);
+        if (kind.format != Q4_0)
+            bench_shape(b, kind, 1536, 8960, kind.format != TERNARY), bench_shape(b, kind, 17920, 1536, false);
     Skeleton s(b);
     const Skeleton::Choice usual = {1, 0, 0, 2, 1, true};
     printf("a token of 1.5B Q4_0, us (programmatic edges; without them):\n");
@@ -264,7 +352,8 @@ static void run_bench() {
     const char* NAMES[] = {"", "qkv", "attention", "output", "gate and up", "down", "head", "embedding", "end"};
     double all[3] = {s.token(usual, 0), s.token(usual, 1024), s.token(usual, 4096)};
     for (u32 skip = 1; skip <= 8; skip++)
-        printf("  %-12s %7.1f %7.1f %7.1f\n", NAMES[skip], all[0] - s.token(usual, 0, skip), all[1] - s.token(usual, 1024, skip), all[2] - s.token(usual, 4096, skip));
+        printf("  %-12s %7.1f %7.1f %7.1f\n", NAMES[skip], all[0] - s.token(usual, 0, skip),
+               all[1] - s.token(usual, 1024, skip), all[2] - s.token(usual, 4096, skip));
     printf("choices, position 128 (usual: qkv R2, gate_up x2, head x1, down from codes):\n");
     auto choice = [&](const char* name, Skeleton::Choice c) { printf("  %s %.1f;", name, s.token(c, 128)); };
     choice("usual", usual);
@@ -273,7 +362,8 @@ static void run_bench() {
     choice("head x2", {1, 0, 0, 2, 2, true}), choice("down from f32", {1, 0, 0, 2, 1, false});
     for (u32 splits : {8u, 16u, 32u, 64u}) {
         s.splits = splits;
-        printf("\n  %u splits: %.1f at 128, %.1f at 1024, %.1f at 4096", splits, s.token(usual, 128), s.token(usual, 1024), s.token(usual, 4096));
+        printf("\n  %u splits: %.1f at 128, %.1f at 1024, %.1f at 4096", splits, s.token(usual, 128),
+               s.token(usual, 1024), s.token(usual, 4096));
     }
     printf("\n");
 }

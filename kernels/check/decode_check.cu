@@ -6,14 +6,17 @@
 static Report report;
 const double BOUND = 3e-6; // of the sum of the terms' sizes: f32 sums in short trees
 
-template <typename P> static void launch(void (*kernel)(P), dim3 blocks, u32 threads, u32 bytes, const P& p) {
+template <typename P>
+static void launch(void (*kernel)(P), dim3 blocks, u32 threads, u32 bytes, const P& p) {
     kernel<<<blocks, threads, bytes>>>(p);
     CHECK(cudaGetLastError());
     CHECK(cudaDeviceSynchronize());
 }
 
-static const struct { u32 tiles; void (*kernel)(Project); } PROJECTS[] = {
-    {1, decode_project1}, {2, decode_project2}};
+static const struct {
+    u32 tiles;
+    void (*kernel)(Project);
+} PROJECTS[] = {{1, decode_project1}, {2, decode_project2}};
 
 // One matrix in every way of launching it.
 static void check_project(const Kind& kind, u32 rows, u32 columns, double& w4a8) {
@@ -25,8 +28,7 @@ static void check_project(const Kind& kind, u32 rows, u32 columns, double& w4a8)
     report.claim(x.worst <= 0.5001, what + ": quantization is off by " + std::to_string(x.worst));
     Expected e = expect(m, x);
     double error = 0, size = 0;
-    for (u32 i = 0; i < rows; i++)
-        error += pow(e.quantized[i] - e.exact[i], 2), size += pow(e.exact[i], 2);
+    for (u32 i = 0; i < rows; i++) error += pow(e.quantized[i] - e.exact[i], 2), size += pow(e.exact[i], 2);
     w4a8 = std::max(w4a8, sqrt(error / size));
     Device<float> y(rows + 8);
     std::vector<float> first, residual(rows + 8, 0.75f);
@@ -35,11 +37,15 @@ static void check_project(const Kind& kind, u32 rows, u32 columns, double& w4a8)
         for (u32 blocks : {units, 1u, 3u, units + 5}) {
             for (u32 add : {0u, 1u}) {
                 Project p = {x.device_x.at, {0, 0}, x.device_norm.at, y.at, {m.matrix(), {}, {}}, 1, add, x.epsilon, 0};
-                if (add) y.set(residual); else y.poison();
+                if (add)
+                    y.set(residual);
+                else
+                    y.poison();
                 launch(project.kernel, blocks, project_threads(columns), bytes_here(columns), p);
                 auto found = y.get();
                 for (u32 i = 0; i < rows; i++)
-                    report.near(found[i], e.quantized[i] + 0.75 * add, e.size[i] + add, BOUND, what + " row " + std::to_string(i));
+                    report.near(found[i], e.quantized[i] + 0.75 * add, e.size[i] + add, BOUND,
+                                what + " row " + std::to_string(i));
                 for (u32 i = rows; i < rows + 8; i++)
                     report.claim(add ? found[i] == 0.75f : found[i] != found[i], what + ": wrote behind its rows");
                 if (add) continue;
@@ -60,7 +66,8 @@ static void check_three() {
     std::vector<float> first;
     for (auto& project : PROJECTS)
         for (u32 blocks : {3u, 4u, 7u, 25u, 40u}) {
-            Project p = {x.device_x.at, {0, 0}, x.device_norm.at, y.at, {q.matrix(), k.matrix(), v.matrix()}, 3, 0, x.epsilon, 0};
+            Project p = {x.device_x.at, {0, 0}, x.device_norm.at, y.at, {q.matrix(), k.matrix(), v.matrix()}, 3, 0,
+                         x.epsilon,     0};
             y.poison();
             launch(project.kernel, blocks, project_threads(columns), bytes_here(columns), p);
             auto found = y.get();
@@ -70,10 +77,12 @@ static void check_three() {
                 for (TestMatrix* m : {&q, &k, &v}) {
                     Expected e = expect(*m, x);
                     for (u32 i = 0; i < m->rows; i++, row++)
-                        report.near(found[row], e.quantized[i], e.size[i], BOUND, "three matrices, row " + std::to_string(row));
+                        report.near(found[row], e.quantized[i], e.size[i], BOUND,
+                                    "three matrices, row " + std::to_string(row));
                 }
             }
-            report.claim(!memcmp(first.data(), found.data(), found.size() * 4), "three matrices: other bits with " + std::to_string(blocks));
+            report.claim(!memcmp(first.data(), found.data(), found.size() * 4),
+                         "three matrices: other bits with " + std::to_string(blocks));
         }
 }
 
@@ -85,7 +94,8 @@ static void check_gate_up(const Kind& a, const Kind& b, u32 rows, u32 columns, u
     TestMatrix gate(a, rows, columns, false), up(b, rows, columns, activation == 1);
     TestVector x(columns, true, a.format == TERNARY || b.format == TERNARY);
     bool same = a.format == b.format && a.one_scale == b.one_scale;
-    std::string what = std::string("gate and up ") + a.name + " " + b.name + " " + std::to_string(rows) + "x" + std::to_string(columns);
+    std::string what = std::string("gate and up ") + a.name + " " + b.name + " " + std::to_string(rows) + "x" +
+                       std::to_string(columns);
     Expected g = expect(gate, x), u = expect(up, x);
     Device<float> out(rows);
     Device<u8> codes(rows);
@@ -103,7 +113,8 @@ static void check_gate_up(const Kind& a, const Kind& b, u32 rows, u32 columns, u
         if (first.empty()) first = found;
         report.claim(!memcmp(first.data(), found.data(), rows * 4), what + ": other bits in another launch");
     }
-    GateUp p = {x.device_x.at, x.device_norm.at, gate.matrix(), up.matrix(), nullptr, {codes.at, groups.at}, x.epsilon, activation};
+    GateUp p = {x.device_x.at, x.device_norm.at,      gate.matrix(), up.matrix(),
+                nullptr,       {codes.at, groups.at}, x.epsilon,     activation};
     launch(same ? decode_gate_up : decode_gate_up_mixed, 2, project_threads(columns), bytes_here(columns), p);
     auto c = codes.get();
     auto gr = groups.get();
@@ -123,7 +134,8 @@ static void check_gate_up(const Kind& a, const Kind& b, u32 rows, u32 columns, u
     launch(decode_project1, 3, project_threads(rows), bytes_here(rows), from_f32);
     launch(decode_project1, 3, project_threads(rows), bytes_here(rows), from_codes);
     auto yy = y.get(), zz = z.get();
-    report.claim(yy[0] == yy[0] && !memcmp(yy.data(), zz.data(), 24 * 4), what + ": quantized input differs from f32 input");
+    report.claim(yy[0] == yy[0] && !memcmp(yy.data(), zz.data(), 24 * 4),
+                 what + ": quantized input differs from f32 input");
 }
 
 static void check_head(const Kind& kind, u32 rows, u32 columns) {
@@ -189,7 +201,8 @@ static void check_embed(const Kind& kind, u32 columns) {
         CHECK(cudaDeviceSynchronize());
         auto found = out.get();
         for (u32 i = 0; i < columns; i++)
-            report.claim(token < 19 ? found[i] == m.value(token, i) : found[i] != found[i], what + " " + std::to_string(i));
+            report.claim(token < 19 ? found[i] == m.value(token, i) : found[i] != found[i],
+                         what + " " + std::to_string(i));
     }
 }
 
@@ -199,9 +212,10 @@ struct AttentionCase {
 
 static void check_attention(const AttentionCase& c) {
     char what[200];
-    snprintf(what, sizeof what, "attention %u/%u heads of %u, %u pairs, adjacent %u, norm %u, position %u", c.query_heads,
-             c.kv_heads, c.head_dim, c.pairs, c.adjacent, c.norm, c.position);
-    const u32 hd = c.head_dim, context = c.position + 3, group = c.query_heads / c.kv_heads, qw = c.query_heads * hd, kw = c.kv_heads * hd;
+    snprintf(what, sizeof what, "attention %u/%u heads of %u, %u pairs, adjacent %u, norm %u, position %u",
+             c.query_heads, c.kv_heads, c.head_dim, c.pairs, c.adjacent, c.norm, c.position);
+    const u32 hd = c.head_dim, context = c.position + 3, group = c.query_heads / c.kv_heads, qw = c.query_heads * hd,
+              kw = c.kv_heads * hd;
     std::vector<float> x, q_norm, k_norm;
     for (u32 i = 0; i < qw + 2 * kw; i++) x.push_back(random_normal());
     for (u32 i = 0; i < hd; i++) q_norm.push_back(random_float(0.5f, 2)), k_norm.push_back(random_float(0.5f, 2));
@@ -218,15 +232,33 @@ static void check_attention(const AttentionCase& c) {
                 keys[((size_t)h * context + p) * hd + i] = half_bits(random_normal());
                 values[((size_t)h * context + p) * hd + i] = half_bits(random_normal());
             }
-    u32 parts = (group + ATTENTION_HEADS - 1) / ATTENTION_HEADS, lines = c.kv_heads * parts, splits = attention_splits(lines);
+    u32 parts = (group + ATTENTION_HEADS - 1) / ATTENTION_HEADS, lines = c.kv_heads * parts,
+        splits = attention_splits(lines);
     Device<float> dx(x), dq(q_norm), dk(k_norm), partials((size_t)splits * c.query_heads * (hd + 2)), out(qw + 8);
     Device<float2> drope(rope);
     Device<u16> dkeys(keys), dvalues(values);
     Device<u32> counters(std::vector<u32>(lines, 0));
     Device<State> state(std::vector<State>{State{0, c.position, 0, 0, 0, 0}});
-    Attention p = {state.at, dx.at, dx.at + qw, dx.at + qw + kw, c.norm ? dq.at : nullptr, c.norm ? dk.at : nullptr, drope.at,
-                   dkeys.at, dvalues.at, partials.at, counters.at, out.at, c.query_heads, c.kv_heads, hd, context, c.pairs,
-                   c.adjacent, 1e-6f, 0};
+    Attention p = {state.at,
+                   dx.at,
+                   dx.at + qw,
+                   dx.at + qw + kw,
+                   c.norm ? dq.at : nullptr,
+                   c.norm ? dk.at : nullptr,
+                   drope.at,
+                   dkeys.at,
+                   dvalues.at,
+                   partials.at,
+                   counters.at,
+                   out.at,
+                   c.query_heads,
+                   c.kv_heads,
+                   hd,
+                   context,
+                   c.pairs,
+                   c.adjacent,
+                   1e-6f,
+                   0};
     auto kernel = hd <= 64 ? decode_attention64 : hd <= 128 ? decode_attention128 : decode_attention256;
     std::vector<float> first;
     for (int time = 0; time < 3; time++) {
@@ -260,8 +292,10 @@ static void check_attention(const AttentionCase& c) {
             for (u32 i = 0; i < hd; i++) {
                 size_t place = ((size_t)h * context + at) * hd + i;
                 if (at == c.position) {
-                    report.claim(fabs(half_value(new_keys[place]) - k[i]) < 6e-4 * (1 + fabs(k[i])), std::string(what) + ": new key");
-                    report.claim(new_values[place] == half_bits(x[qw + kw + h * hd + i]), std::string(what) + ": new value");
+                    report.claim(fabs(half_value(new_keys[place]) - k[i]) < 6e-4 * (1 + fabs(k[i])),
+                                 std::string(what) + ": new key");
+                    report.claim(new_values[place] == half_bits(x[qw + kw + h * hd + i]),
+                                 std::string(what) + ": new value");
                 } else if (new_keys[place] != keys[place] || new_values[place] != values[place]) {
                     report.claim(false, std::string(what) + ": changed another position");
                 }
@@ -273,14 +307,16 @@ static void check_attention(const AttentionCase& c) {
         double max = -1e30, total = 0;
         for (u32 at = 0; at <= c.position; at++) {
             double s = 0;
-            for (u32 i = 0; i < hd; i++) s += q[i] * half_value(new_keys[((size_t)(head / group) * context + at) * hd + i]);
+            for (u32 i = 0; i < hd; i++)
+                s += q[i] * half_value(new_keys[((size_t)(head / group) * context + at) * hd + i]);
             scores.push_back(s / sqrt((double)hd));
             max = std::max(max, scores.back());
         }
         for (u32 at = 0; at <= c.position; at++) {
             double w = exp(scores[at] - max);
             total += w;
-            for (u32 i = 0; i < hd; i++) sum[i] += w * half_value(new_values[((size_t)(head / group) * context + at) * hd + i]);
+            for (u32 i = 0; i < hd; i++)
+                sum[i] += w * half_value(new_values[((size_t)(head / group) * context + at) * hd + i]);
         }
         for (u32 i = 0; i < hd; i++) report.near(first[head * hd + i], sum[i] / total, 1, 2e-5, what);
     }

@@ -14,13 +14,13 @@
 
 #include "../decode.cu"
 
-#define CHECK(call)                                                                                  \
-    do {                                                                                             \
-        cudaError_t error = (call);                                                                  \
-        if (error != cudaSuccess) {                                                                  \
-            printf("FAILED: %s, line %d: %s\n", #call, __LINE__, cudaGetErrorString(error));         \
-            exit(1);                                                                                 \
-        }                                                                                            \
+#define CHECK(call)                                                                          \
+    do {                                                                                     \
+        cudaError_t error = (call);                                                          \
+        if (error != cudaSuccess) {                                                          \
+            printf("FAILED: %s, line %d: %s\n", #call, __LINE__, cudaGetErrorString(error)); \
+            exit(1);                                                                         \
+        }                                                                                    \
     } while (0)
 
 static u32 random_state = 12345;
@@ -28,7 +28,9 @@ static u32 random_u32() {
     random_state ^= random_state << 13, random_state ^= random_state >> 17, random_state ^= random_state << 5;
     return random_state * 2654435761u >> 3;
 }
-static float random_float(float low, float high) { return low + (high - low) * (random_u32() & 0xffffff) / 16777216.0f; }
+static float random_float(float low, float high) {
+    return low + (high - low) * (random_u32() & 0xffffff) / 16777216.0f;
+}
 static float random_normal() {
     float sum = 0;
     for (int i = 0; i < 11; i++) sum += random_float(-0.5f, 0.5f);
@@ -47,7 +49,8 @@ static float half_value(u16 bits) {
 }
 
 // Device memory, filled with 0xff where nothing is given: NaN as f32 and as f16.
-template <typename T> struct Device {
+template <typename T>
+struct Device {
     T* at = nullptr;
     size_t count = 0;
     Device() {}
@@ -63,7 +66,9 @@ template <typename T> struct Device {
     }
     ~Device() { cudaFree(at); }
     void poison() { CHECK(cudaMemset(at, 0xff, count * sizeof(T))); }
-    void set(const std::vector<T>& from) { CHECK(cudaMemcpy(at, from.data(), count * sizeof(T), cudaMemcpyHostToDevice)); }
+    void set(const std::vector<T>& from) {
+        CHECK(cudaMemcpy(at, from.data(), count * sizeof(T), cudaMemcpyHostToDevice));
+    }
     std::vector<T> get() const {
         std::vector<T> out(count);
         CHECK(cudaMemcpy(out.data(), at, count * sizeof(T), cudaMemcpyDeviceToHost));
@@ -76,13 +81,13 @@ struct Kind {
     u32 format;
     bool one_scale;
     u32 codes, high, scales; // bytes a group
-    u32 block, supers;       // columns come in blocks; bytes every 256 columns in the last plane that is not by groups
+    u32 block, supers; // columns come in blocks; bytes every 256 columns in the last plane that is not by groups
 };
 static const Kind KINDS[] = {
-    {"Q4_0", Q4_0, false, 16, 0, 2, 32, 0},   {"Q4_1", Q4_1, false, 16, 0, 4, 32, 0},
-    {"Q5_0", Q5_0, false, 16, 4, 2, 32, 0},   {"Q5_1", Q5_1, false, 16, 4, 4, 32, 0},
-    {"Q8_0", Q8_0, false, 32, 0, 2, 32, 0},   {"Q4_K", Q4_K, false, 16, 0, 2, 256, 0},
-    {"Q5_K", Q5_K, false, 16, 4, 2, 256, 0},  {"Q6_K", Q6_K, false, 16, 8, 2, 256, 2},
+    {"Q4_0", Q4_0, false, 16, 0, 2, 32, 0},      {"Q4_1", Q4_1, false, 16, 0, 4, 32, 0},
+    {"Q5_0", Q5_0, false, 16, 4, 2, 32, 0},      {"Q5_1", Q5_1, false, 16, 4, 4, 32, 0},
+    {"Q8_0", Q8_0, false, 32, 0, 2, 32, 0},      {"Q4_K", Q4_K, false, 16, 0, 2, 256, 0},
+    {"Q5_K", Q5_K, false, 16, 4, 2, 256, 0},     {"Q6_K", Q6_K, false, 16, 8, 2, 256, 2},
     {"ternary", TERNARY, true, 8, 0, 0, 128, 0}, {"ternary/256", TERNARY, false, 8, 0, 0, 256, 2},
 };
 static size_t row_bytes(const Kind& k, u32 columns) {
@@ -109,13 +114,15 @@ struct TestMatrix {
         for (int p = 0; p < 2; p++)
             for (u8& byte : planes[p]) {
                 byte = random_u32();
-                if (kind.format == TERNARY) byte = random_u32() % 3 | random_u32() % 3 << 2 | random_u32() % 3 << 4 | random_u32() % 3 << 6;
+                if (kind.format == TERNARY)
+                    byte = random_u32() % 3 | random_u32() % 3 << 2 | random_u32() % 3 << 4 | random_u32() % 3 << 6;
                 if (kind.format == Q5_0 || kind.format == Q6_K) continue;
             }
         u16* halves = (u16*)planes[2].data();
         size_t count = planes[2].size() / 2;
         if (kind.format == Q4_K || kind.format == Q5_K) {
-            for (size_t i = 0; i < count; i++) halves[i] = i % 8 < 2 ? half_bits(random_float(1e-4f, 3e-4f)) : random_u32();
+            for (size_t i = 0; i < count; i++)
+                halves[i] = i % 8 < 2 ? half_bits(random_float(1e-4f, 3e-4f)) : random_u32();
         } else if (kind.format == Q6_K) {
             for (u8& byte : planes[2]) byte = random_u32();
             for (size_t i = 0; i < blocks; i++) ((u16*)planes[3].data())[i] = half_bits(random_float(1e-5f, 3e-5f));
@@ -135,7 +142,7 @@ struct TestMatrix {
 
     Matrix matrix() const {
         Matrix m = {device[0].at, device[1].at, device[2].at, device[3].at, bias.empty() ? nullptr : device_bias.at,
-                    rows, columns, kind.format, scale, {0, 0}};
+                    rows,         columns,      kind.format,  scale,        {0, 0}};
         if (kind.one_scale) m.scales = nullptr;
         return m;
     }
@@ -144,7 +151,9 @@ struct TestMatrix {
         u32 groups = columns / 32, group = column / 32, step = group / 4, in_step = step < groups / 4 ? 4 : groups % 4;
         return (size_t)(row / 8) * groups * 8 + step * 32 + row % 8 * in_step + group % 4;
     }
-    size_t block_of(u32 row, u32 column) const { return ((size_t)(row / 8) * (columns / 256) + column / 256) * 8 + row % 8; }
+    size_t block_of(u32 row, u32 column) const {
+        return ((size_t)(row / 8) * (columns / 256) + column / 256) * 8 + row % 8;
+    }
     static u32 place(u32 column) { return column % 8 < 4 ? column % 8 * 2 : column % 8 * 2 - 7; }
     u32 word(int plane, size_t at) const {
         u32 out;
@@ -161,9 +170,12 @@ struct TestMatrix {
         if (column % 32 == 0) {
             memset(&planes[0][group * kind.codes], kind.one_scale ? 0x55 : 0, kind.codes);
             if (kind.high) memset(&planes[1][group * kind.high], 0, kind.high);
-            if (kind.format == Q4_K || kind.format == Q5_K) memset(&planes[2][block_of(row, column) * 16], 0, 16);
-            else if (kind.scales) memset(&planes[2][group * kind.scales], 0, kind.scales);
-            else if (!kind.one_scale) memset(&planes[2][block_of(row, column) * 2], 0, 2);
+            if (kind.format == Q4_K || kind.format == Q5_K)
+                memset(&planes[2][block_of(row, column) * 16], 0, 16);
+            else if (kind.scales)
+                memset(&planes[2][group * kind.scales], 0, kind.scales);
+            else if (!kind.one_scale)
+                memset(&planes[2][block_of(row, column) * 2], 0, 2);
         }
     }
 
@@ -194,7 +206,8 @@ struct TestMatrix {
         u64 bits = 0;
         memcpy(&bits, &planes[2][block * 16 + 4 + bit / 8], std::min(8u, 12 - bit / 8));
         bits >>= bit % 8;
-        float sub = half_at(2, block * 8) * (float)(bits & 63), minimum = half_at(2, block * 8 + 1) * (float)(bits >> 6 & 63);
+        float sub = half_at(2, block * 8) * (float)(bits & 63),
+              minimum = half_at(2, block * 8 + 1) * (float)(bits >> 6 & 63);
         float product = sub * (float)q;
         return product - minimum;
     }
@@ -206,7 +219,8 @@ __global__ void dump_input(Quantization q, u8* codes, float2* groups, float* fac
     float all = quantize_input(q, shared, exchange) * late_factor(q, exchange);
     u32 padded = (q.columns + 127) / 128 * 128;
     for (u32 i = threadIdx.x; i < q.columns; i += blockDim.x) codes[i] = ((const u8*)shared)[i];
-    for (u32 i = threadIdx.x; i < q.columns / 32; i += blockDim.x) groups[i] = ((const float2*)((const u8*)shared + padded))[i];
+    for (u32 i = threadIdx.x; i < q.columns / 32; i += blockDim.x)
+        groups[i] = ((const float2*)((const u8*)shared + padded))[i];
     if (threadIdx.x == 0) *factor = all;
 }
 
@@ -223,10 +237,11 @@ static u32 bytes_here(u32 columns) {
 static void prepare() {
     int most;
     CHECK(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0));
-    const void* kernels[] = {(const void*)decode_project1, (const void*)decode_project2, (const void*)decode_gate_up,
-                             (const void*)decode_gate_up_mixed, (const void*)decode_head, (const void*)dump_input,
-                             (const void*)decode_embed, (const void*)decode_finish, (const void*)decode_attention64,
-                             (const void*)decode_attention128, (const void*)decode_attention256};
+    const void* kernels[] = {
+        (const void*)decode_project1,      (const void*)decode_project2,    (const void*)decode_gate_up,
+        (const void*)decode_gate_up_mixed, (const void*)decode_head,        (const void*)dump_input,
+        (const void*)decode_embed,         (const void*)decode_finish,      (const void*)decode_attention64,
+        (const void*)decode_attention128,  (const void*)decode_attention256};
     for (int i = 0; i < 11; i++) {
         if (i < 6) CHECK(cudaFuncSetAttribute(kernels[i], cudaFuncAttributeMaxDynamicSharedMemorySize, most - 8192));
         CHECK(cudaFuncSetAttribute(kernels[i], cudaFuncAttributePreferredSharedMemoryCarveout, 100));
@@ -303,8 +318,10 @@ struct Report {
     }
     void near(double found, double expected, double size, double bound, const std::string& what) {
         double error = fabs(found - expected) / (size + 1e-30);
-        if (!(error <= bound)) claim(false, what + ": " + std::to_string(found) + ", not " + std::to_string(expected));
-        else checks++;
+        if (!(error <= bound))
+            claim(false, what + ": " + std::to_string(found) + ", not " + std::to_string(expected));
+        else
+            checks++;
         if (error == error) worst = std::max(worst, error);
     }
 };
