@@ -128,14 +128,10 @@ struct Head {
 };
 static_assert(sizeof(Head) == 104, "as in Rust");
 
-const u32 TILE_ROWS = 8; // rows of a tile
 const u32 HEAD_ROWS = 64; // rows of a partial
 const u32 ATTENTION_HEADS = 4; // query heads that a thread block of attention takes
 const u32 ATTENTION_THREADS = 256;
-#ifndef PROJECT_WARPS_MOST
-#define PROJECT_WARPS_MOST 12
-#endif
-const u32 PROJECT_WARPS = PROJECT_WARPS_MOST; // the most warps that share the columns
+const u32 PROJECT_WARPS = 12; // the most warps that share the columns
 // Weights on their way wait in registers, those of decode_gate_up and decode_head in shared memory where cp.async can
 // put them there. BLOCKS: thread blocks that a multiprocessor should have registers for.
 #if __CUDA_ARCH__ >= 900
@@ -182,7 +178,7 @@ inline __host__ __device__ u32 attention_splits(u32 lines) {
 //   decode_finish(State* state, State* mailbox, const Partial* partials, u32 count)
 //     threads FINISH_THREADS, blocks 1. mailbox: mapped host memory or NULL.
 // Every parameter structure is passed by value: decode_project1(Project), decode_gate_up(GateUp),
-// decode_attention128(Attention), decode_head(Head).
+// decode_attention128(Attention), decode_head(Head). Planes, shared outputs and partials are aligned to 16 bytes.
 
 // ---- device functions ----
 
