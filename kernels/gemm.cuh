@@ -46,7 +46,8 @@ static_assert(sizeof(PrefillGemm) == 264, "as in Rust");
 // ADD adds long sums in parts, the first ones first: parts of a matrix, whatever the launch. With as many thread
 // blocks in z as parts, each of them takes one; with one it takes all.
 inline __host__ __device__ u32 gemm_parts(u32 mode, u32 columns) {
-    return mode == ADD && columns >= 8192 ? columns / 4096 : 1;
+    u32 parts = mode == ADD ? columns / 2048 : 1;
+    return parts < 1 ? 1 : parts > 4 ? 4 : parts;
 }
 
 // A thread block: WARPS_ROWS x WARPS_TOKENS warps, each ROW_TILES * 16 rows x TOKEN_TILES * 8 tokens.
