@@ -142,7 +142,6 @@ pub struct PrefillGemm {
     pub row_scale: DevicePointer,
     pub y: DevicePointer,
     pub y_half: DevicePointer,
-    /// For sums in parts that are spread over the grid, which is not done here.
     pub turns: DevicePointer,
     pub count: u32,
     pub tokens: u32,
@@ -224,6 +223,7 @@ pub struct Kernels {
     narrow: bool,
     pub embed: Function,
     project: Function,
+    project_pairs: Function,
     gate_up: Function,
     gate_up_mixed: Function,
     pub attention: Function,
@@ -314,6 +314,7 @@ impl Kernels {
             narrow: context.info().capability < (8, 0),
             embed: decode.function(c"decode_embed")?,
             project: decode.function(c"decode_project1")?,
+            project_pairs: decode.function(c"decode_project2")?,
             gate_up: decode.function(c"decode_gate_up")?,
             gate_up_mixed: decode.function(c"decode_gate_up_mixed")?,
             attention: decode.function(attention)?,
@@ -341,13 +342,16 @@ impl Kernels {
             // More than there is is not launched: another shape is, or the load fails.
             function.allow_shared(wanted.filter(|bytes| *bytes <= self.shared_max).max().unwrap_or(0))
         };
-        let Kernels { embed, project, gate_up, gate_up_mixed, attention: attend, head, finish, .. } = self;
-        for (function, rings) in [(project, false), (gate_up_mixed, false), (gate_up, true), (head, true)] {
+        let Kernels { embed, project, project_pairs, gate_up, gate_up_mixed, attention: attend, head, finish, .. } =
+            self;
+        for (function, rings) in
+            [(project, false), (project_pairs, false), (gate_up_mixed, false), (gate_up, true), (head, true)]
+        {
             let widths = [shape.hidden, shape.intermediate, attention];
             allow(function, &mut widths.into_iter().map(|columns| self.vector_bytes(columns, rings)))?;
         }
         // A multiprocessor whose memory is divided otherwise has to run empty before it takes the next kernel.
-        for function in [embed, project, gate_up_mixed, gate_up, attend, head, finish] {
+        for function in [embed, project, project_pairs, gate_up_mixed, gate_up, attend, head, finish] {
             function.prefer_shared(100)?;
         }
         for gemm in &self.gemm {
@@ -359,8 +363,10 @@ impl Kernels {
     /// decode_project.
     pub fn project(&self, parameters: &Project) -> Result<Launch<'_>> {
         let matrices = &parameters.matrix[..parameters.matrices as usize];
-        let tiles = matrices.iter().map(|matrix| matrix.rows.div_ceil(TILE_ROWS)).sum();
-        self.of_vector(&self.project, tiles, matrices[0].columns, false)
+        // Queries, keys and values are enough tiles for blocks to take two at a time.
+        let (function, tiles_each) = if matrices.len() > 1 { (&self.project_pairs, 2) } else { (&self.project, 1) };
+        let units = |matrix: &Matrix| matrix.rows.div_ceil(tiles_each * TILE_ROWS);
+        self.of_vector(function, matrices.iter().map(units).sum(), matrices[0].columns, false)
     }
 
     /// decode_gate_up.
@@ -374,7 +380,8 @@ impl Kernels {
     /// decode_head.
     pub fn head(&self, parameters: &Head) -> Result<Launch<'_>> {
         let Matrix { rows, columns, .. } = parameters.matrix;
-        self.of_vector(&self.head, rows.div_ceil(HEAD_ROWS as u32), columns, true)
+        // One block a multiprocessor is the fastest.
+        self.of_vector(&self.head, rows.div_ceil(HEAD_ROWS as u32).min(self.multiprocessors), columns, true)
     }
 
     /// A kernel whose thread blocks each hold the input vector in int8, at most as many as are resident at once. `rings`:
@@ -416,10 +423,24 @@ impl Kernels {
             33.. if 2 * blocks(square) >= enough => square,
             _ => small,
         };
+        let parts = match parameters.mode {
+            PrefillGemm::ADD if blocks(gemm) < 2 * enough => gemm_parts(matrices[0].columns),
+            _ => 1,
+        };
         let [x, y] = grid(gemm);
         let (function, threads) = (&gemm.function, gemm.threads);
-        Launch { function, grid: [x, y, 1], threads, shared_bytes: shared(gemm), overlap: false }
+        Launch { function, grid: [x, y, parts], threads, shared_bytes: shared(gemm), overlap: false }
     }
+}
+
+/// Parts into which prefill_gemm splits a long sum: a function of the shape. A few tokens' parts are summed side by side.
+fn gemm_parts(columns: u32) -> u32 {
+    (columns / 2048).clamp(1, 4)
+}
+
+/// Words that prefill_gemm counts turns in, for so many tokens and outputs.
+pub fn gemm_turns(tokens: usize, outputs: usize) -> usize {
+    tokens.div_ceil(16) * outputs.div_ceil(32)
 }
 
 impl PrefillGemm {
@@ -442,7 +463,7 @@ fn project_threads(columns: usize) -> u32 {
 pub fn attention_grid(shape: &Shape) -> [u32; 3] {
     let parts = (shape.query_heads / shape.kv_heads).div_ceil(ATTENTION_HEADS);
     let lines = shape.kv_heads * parts;
-    [(128 / lines).clamp(8, 64) as u32, lines as u32, 1]
+    [(256 / lines).clamp(8, 64) as u32, lines as u32, 1]
 }
 
 /// The formats of tiles, by GGUF's numbers.

@@ -43,6 +43,7 @@ impl CudaSequence {
             x: self.at.rows,
             row_scale: self.at.row_scale,
             y,
+            turns: self.at.turns,
             y_scale: 1.0,
             x_scale: 1.0,
             count: matrices.len() as u32,

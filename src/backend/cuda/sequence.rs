@@ -1,7 +1,7 @@
 //! One sequence on a device: its memory, its stream, and the graph that decodes a token.
 
 use super::kernels::{
-    Attention, GateUp, HEAD_ROWS, Head, Launch, Project, Quantized, ROW_COLUMNS, State, attention_grid,
+    Attention, GateUp, HEAD_ROWS, Head, Launch, Project, Quantized, ROW_COLUMNS, State, attention_grid, gemm_turns,
 };
 use super::rope::Rope;
 use super::{Inner, Layer};
@@ -59,6 +59,7 @@ pub(super) struct Places {
     pub q: u64,         // (batch, query_heads * head_dim) f16
     pub partials: u64,  // of attention
     pub counters: u64,  // of attention
+    pub turns: u64,     // of prefill_gemm
     pub codes: u64,     // (intermediate) int8
     pub groups: u64,    // (intermediate / 32) of 2 f32
     pub head_partials: u64,
@@ -281,6 +282,7 @@ impl Plan {
         Places {
             state: self.take(size_of::<State>()),
             counters: self.take(4 * lines),
+            turns: self.take(4 * gemm_turns(batch, shape.hidden)),
             tokens: self.take(4 * batch),
             residual: self.take(4 * batch * shape.hidden),
             qkv: self.take(4 * batch * qkv),
@@ -307,6 +309,7 @@ impl Places {
         for place in [
             &mut self.state,
             &mut self.counters,
+            &mut self.turns,
             &mut self.tokens,
             &mut self.residual,
             &mut self.qkv,
