@@ -49,6 +49,7 @@ __device__ __forceinline__ void attend(const Attention& p) {
     typedef Attend<DIM> A;
     const u32 HEADS = A::HEADS;
     __shared__ typename A::Shared s;
+    pdl_launch(); // The position comes from memory, and what depends on it too.
     const u32 tid = threadIdx.x, warp = tid / 32, lane = tid % 32;
     const u32 group = p.query_heads / p.kv_heads, parts = (group + HEADS - 1) / HEADS;
     const u32 line = blockIdx.y, kv_head = line / parts, first_head = kv_head * group + line % parts * HEADS;

@@ -191,6 +191,13 @@ __device__ __forceinline__ void pdl_wait() {
 #endif
 }
 
+// Lets the next kernel start without waiting: where the way to pdl_wait() is long.
+__device__ __forceinline__ void pdl_launch() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // Weights: read once, so they do not displace anything from L1. In the order of the program: `volatile`.
 __device__ __forceinline__ void load_weights(u32 (&out)[4], const void* from) {
     asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
