@@ -162,8 +162,7 @@ __device__ __forceinline__ void attend(float (&sums)[F::D / 8][4], float (&max)[
 
 template <class F>
 __device__ __forceinline__ void attention(const PrefillAttention& p) {
-    extern __shared__ __align__(1024) u8 shared_all[];
-    u8* shared = shared_all;
+    extern __shared__ __align__(128) u8 shared[];
     // A stage has keys and values of a tile. The last one has the queries first, which go to registers.
     const u32 base = shared_address(shared), stage_bytes = 2 * F::TILE_BYTES,
               queries = base + (F::STAGES - 1) * stage_bytes;

@@ -10,7 +10,7 @@
 // Sums: one f32 accumulator an output, mma after mma in that order of columns. Which rows and tokens share a thread
 // block does not matter to it, so the bits are the same for every shape of a launch.
 #pragma once
-#include "hopper.cuh"
+#include "group.cuh"
 
 // Where column `column` of an activation row is stored.
 __device__ __forceinline__ u32 permuted_column(u32 column) {
@@ -58,7 +58,6 @@ struct Shape {
     static constexpr int ROWS = 16 * M_TILES * WARPS_M, TOKENS = 8 * N_TILES * WARPS_N;
     static constexpr int TILES = ROWS / 8, PAIRS = TILES / 2 / (WARPS_M * WARPS_N);  // PAIRS: that a warp copies
     static constexpr int STAGES = STAGES_;
-    static constexpr bool HOPPER = false;
     static constexpr bool MANY = ROW_TILES * TOKEN_TILES > 4;  // sums: registers are scarce
     static constexpr int X_ROW_BYTES =
         272;  // 128 halves, and 16 bytes so that ldmatrix finds 8 tokens in 8 different banks
@@ -75,13 +74,12 @@ inline __host__ __device__ u32 gemm_tile_bytes(u32 format) {
            : format == Q4_1 || format == Q4_K ? 640
                                               : 768;
 }
-inline __host__ __device__ u32 gemm_stage(u32 rows, u32 tokens, u32 tile_bytes, bool hopper) {
-    return hopper ? (tokens * 256 + rows / 8 * tile_bytes + 1023) / 1024 * 1024
-                  : tokens * 272 + rows / 8 * tile_bytes;
+inline __host__ __device__ u32 gemm_stage(u32 rows, u32 tokens, u32 tile_bytes) {
+    return tokens * 272 + rows / 8 * tile_bytes;
 }
-inline __host__ __device__ u32 gemm_shared(u32 rows, u32 tokens, u32 stages, u32 tile_bytes, bool hopper) {
-    u32 pipeline = stages * gemm_stage(rows, tokens, tile_bytes, hopper), outputs = tokens * (rows + 4) * 4;
-    return (pipeline > outputs ? pipeline : outputs) + (hopper ? 1024 : 0);
+inline __host__ __device__ u32 gemm_shared(u32 rows, u32 tokens, u32 stages, u32 tile_bytes) {
+    u32 pipeline = stages * gemm_stage(rows, tokens, tile_bytes), outputs = tokens * (rows + 4) * 4;
+    return pipeline > outputs ? pipeline : outputs;
 }
 
 // What a thread block works on.
@@ -179,11 +177,7 @@ __device__ __forceinline__ void copy_x(const Work<S>& work, u32 shared, u32 step
     const u32 token = work.first_token + threadIdx.x / 16 + fresh_zero<S::MANY>(), chunk = threadIdx.x % 16,
               last = work.p.tokens - 1;
     const __half* from = work.p.x + step * 128 + chunk * 8;
-    if (S::HOPPER)  // Two panels of 64 columns, each with its tokens' eight chunks in an order that depends on the
-                    // token.
-        shared += chunk / 8 * S::TOKENS * 128 + threadIdx.x / 16 * 128 + (chunk % 8 ^ threadIdx.x / 16 % 8) * 16;
-    else
-        shared += threadIdx.x / 16 * S::X_ROW_BYTES + chunk * 16;
+    shared += threadIdx.x / 16 * S::X_ROW_BYTES + chunk * 16;
 #pragma unroll
     for (u32 t = 0; t < S::TOKENS; t += AT_ONCE)
         copy_16(shared + t * S::X_ROW_BYTES, from + (u64)min(token + t, last) * work.p.x_stride);
@@ -215,10 +209,6 @@ __device__ __forceinline__ void multiply(float (&sums)[S::M_TILES][S::N_TILES][4
     } else {
 #pragma unroll
         for (int g = 0; g < GROUPS; g++) groups[g].load_super(scales, tile + g, place);
-    }
-    if constexpr (S::HOPPER) {
-        multiply_async<S, KIND>(sums[0], groups, x);
-        return;
     }
     const u32 eight = thread % 32 / 8, warp_n = thread / 32 / S::WARPS_M;
     x += (warp_n * S::N_TILES * 8 + eight / 2 * 8 + thread % 8) * S::X_ROW_BYTES + eight % 2 * 16;
@@ -368,7 +358,7 @@ template <class S, u32 KIND>
 __device__ __forceinline__ void sum_up(const Work<S>& work, float (&sums)[S::M_TILES][S::N_TILES][4], u8* shared,
                                        u32 first, u32 steps) {
     const u32 format = work.format, groups = work.groups;
-    const u32 stage_bytes = gemm_stage(S::ROWS, S::TOKENS, gemm_tile_bytes(format), S::HOPPER);
+    const u32 stage_bytes = gemm_stage(S::ROWS, S::TOKENS, gemm_tile_bytes(format));
     const u32 base = shared_address(shared);
     // Weights come from no other kernel: they may be on their way before its results are there.
     for (u32 s = 0; s < S::STAGES - 1; s++)
@@ -381,7 +371,6 @@ __device__ __forceinline__ void sum_up(const Work<S>& work, float (&sums)[S::M_T
     u32 stage = 0;
     for (u32 s = first; s < steps; s++) {
         copy_wait<S::STAGES - 2>();
-        if (S::HOPPER) fence_async();
         __syncthreads();
         u32 next = s + S::STAGES - 1;
         if (next < steps) {
@@ -404,12 +393,9 @@ __device__ __forceinline__ void sum_up(const Work<S>& work, float (&sums)[S::M_T
     __syncthreads();
 }
 
-// KINDS: those that are compiled, as bits.
-template <class S, u32 KINDS = 0x1ff>
+template <class S>
 __device__ __forceinline__ void gemm(const PrefillGemm& p) {
-    extern __shared__ __align__(1024) u8 shared_all[];
-    u8* shared = shared_all;
-    if (S::HOPPER) shared += -shared_address(shared) & 1023;  // To where the tensor cores' order begins.
+    extern __shared__ __align__(128) u8 shared[];
     const u32 parts = gemm_parts(p.mode, p.matrices[0].columns), last_part = gridDim.z > 1 ? blockIdx.z : parts - 1;
     for (u32 part = gridDim.z > 1 ? blockIdx.z : 0; part <= last_part; part++) {
         const Work<S> work = Work<S>::of(p);
@@ -424,23 +410,13 @@ __device__ __forceinline__ void gemm(const PrefillGemm& p) {
         switch (work.format) {
             case Q4_0:
             case Q4_1:
-            case Q4_K:
-                if (KINDS >> FOUR & 1) sum_up<S, FOUR>(work, sums, shared, first, end);
-                break;
+            case Q4_K: sum_up<S, FOUR>(work, sums, shared, first, end); break;
             case Q5_0:
             case Q5_1:
-            case Q5_K:
-                if (KINDS >> FIVE & 1) sum_up<S, FIVE>(work, sums, shared, first, end);
-                break;
-            case Q6_K:
-                if (KINDS >> SIX & 1) sum_up<S, SIX>(work, sums, shared, first, end);
-                break;
-            case Q8_0:
-                if (KINDS >> EIGHT & 1) sum_up<S, EIGHT>(work, sums, shared, first, end);
-                break;
-            case TERNARY:
-                if (KINDS >> TWO & 1) sum_up<S, TWO>(work, sums, shared, first, end);
-                break;
+            case Q5_K: sum_up<S, FIVE>(work, sums, shared, first, end); break;
+            case Q6_K: sum_up<S, SIX>(work, sums, shared, first, end); break;
+            case Q8_0: sum_up<S, EIGHT>(work, sums, shared, first, end); break;
+            case TERNARY: sum_up<S, TWO>(work, sums, shared, first, end); break;
         }
         u32* turn = p.turns + blockIdx.y * gridDim.x + blockIdx.x;
         if (gridDim.z > 1) wait_for_turn(turn, part);

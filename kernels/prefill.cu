@@ -292,14 +292,14 @@ constexpr int STAGES_64 = 2;  // 100 KB of shared memory an SM, or less
 constexpr int STAGES_64 = 3;
 #endif
 typedef Shape<2, 8, 4, 1, 2> Shape128x64;
-typedef Shape<2, 4, 2, 2, STAGES_64> Shape64x64;
+typedef Shape<1, 8, 4, 1, STAGES_64> Shape64x64;
 typedef Shape<1, 2, 4, 1, 4> Shape64x16;
 typedef Shape<1, 2, 2, 1, 6> Shape32x16;  // 64 threads
 
 extern "C" __global__ void __launch_bounds__(128, 3) prefill_gemm_128x64(const __grid_constant__ PrefillGemm p) {
     gemm<Shape128x64>(p);
 }
-extern "C" __global__ void __launch_bounds__(128, 4) prefill_gemm_64x64(const __grid_constant__ PrefillGemm p) {
+extern "C" __global__ void __launch_bounds__(128, 3) prefill_gemm_64x64(const __grid_constant__ PrefillGemm p) {
     gemm<Shape64x64>(p);
 }
 extern "C" __global__ void __launch_bounds__(128, 4) prefill_gemm_64x16(const __grid_constant__ PrefillGemm p) {

@@ -1,21 +1,6 @@
-// What prefill_check measures: every GEMM of Qwen2.5-1.5B in several tile shapes, attention, and all of its 28
+// What prefill_check measures: every GEMM of Qwen2.5-1.5B in each tile shape, attention, and all of its 28
 // layers.
 
-// Tile shapes beside those of the product, for Q4_0, Q4_1 and Q4_K.
-static std::vector<Variant> sweep_variants() {
-    const u32 FOURS_ONLY = 1 << FOUR;
-    return {
-        variant<Shape<1, 8, 4, 1, 3>>("64x64m/3", gemm_four_limited<Shape<1, 8, 4, 1, 3>, 4>, FOURS_ONLY),
-#ifdef SM90A  // -DSM90A -gencode arch=compute_90a,code=sm_90a
-        variant<HopperShape<2, 128, 2>>("h128x128", gemm_four_limited<HopperShape<2, 128, 2>, 2>, FOURS_ONLY),
-        variant<HopperShape<2, 64, 3>>("h128x64/3", gemm_four_limited<HopperShape<2, 64, 3>, 2>, FOURS_ONLY),
-        variant<HopperShape<1, 64, 3>>("h64x64/3", gemm_four_limited<HopperShape<1, 64, 3>, 3>, FOURS_ONLY),
-        variant<HopperShape<1, 128, 2>>("h64x128", gemm_four_limited<HopperShape<1, 128, 2>, 3>, FOURS_ONLY),
-#endif
-    };
-}
-
-#ifndef EMULATED
 // Bytes that are codes of any format, and halves that are small scales.
 __global__ void fill_codes(u32* p, size_t count) {
     for (size_t i = blockIdx.x * 256 + threadIdx.x; i < count; i += gridDim.x * 256)
@@ -101,8 +86,6 @@ struct Model {
 static void bench_format(u32 format, u32 layers, u32 context) {
     Model model(format, layers);
     auto variants = product_variants();
-    for (auto& v : sweep_variants())
-        if (supports(v, format)) variants.push_back(v);
     const u32 most = 2048;
     std::vector<float> ones(most, 1.0f);
     Gpu<float> x((size_t)most * 1536), qkv((size_t)most * 2048), activated((size_t)most * 8960), row_scale(ones);
@@ -252,6 +235,3 @@ static void bench() {
     bench_format(Q4_0, 28, 32768);
     for (u32 format : {Q4_K, Q6_K, Q8_0}) bench_format(format, 4, 2048);
 }
-#else
-static void bench() {}
-#endif

@@ -14,7 +14,6 @@
 #include <thread>
 #include <vector>
 
-#ifndef EMULATED
 #define CUDA(call)                                                                           \
     do {                                                                                     \
         cudaError_t error = call;                                                            \
@@ -44,7 +43,6 @@ static void launch(void (*kernel)(P), dim3 grid, u32 threads, u32 shared, const 
     config.attrs = &attribute, config.numAttrs = g_pdl ? 1 : 0;
     CUDA(cudaLaunchKernelEx(&config, kernel, p));
 }
-#endif
 
 // ---- Small tools
 
