@@ -515,7 +515,7 @@ EDGELLM_API void edgellm_load_params_init_(struct edgellm_load_params *p, size_t
 //
 // Any thread; waits for the disk. Everything in *p is copied during the call, except `data`. Errors: E_ARG, E_IO (no such
 // file; see edgellm_last_errno), E_FORMAT (damaged), E_UNSUPPORTED (what this build cannot run, by name), E_NOMEM,
-// E_CANCELLED (by on_progress).
+// E_CANCELLED (by on_progress); of a CUDA device that was named, E_DEVICE and E_DEVICE_MEM.
 EDGELLM_API
 EDGELLM_CHECK
 edgellm_status edgellm_load(const struct edgellm_load_params *p,
@@ -616,7 +616,8 @@ EDGELLM_API void edgellm_session_params_init_(struct edgellm_session_params *p, 
 
 // Makes a session with all the memory that it will ever need. *out is the caller's to free. `p` = NULL: all defaults.
 //
-// Any thread. The session keeps its own reference to the model. Errors: E_ARG, E_NOMEM, E_FORKED.
+// Any thread. The session keeps its own reference to the model. Errors: E_ARG, E_NOMEM, E_FORKED; on a
+// CUDA device also E_DEVICE_MEM, E_DEVICE, and E_UNSUPPORTED (keys and values in int8).
 EDGELLM_API
 EDGELLM_CHECK
 edgellm_status edgellm_session_new(struct edgellm_model *m,
@@ -680,7 +681,7 @@ EDGELLM_API void edgellm_event_init_(struct edgellm_event *ev, size_t size);
 //
 // The session's caller only. After the first step no memory is asked for, and no file is ever touched. A step that fails
 // leaves the session as it was before, and *ev too. Errors: E_ARG, E_STATE (nothing to go on from), E_CONTEXT,
-// E_CANCELLED, E_BUSY, E_FORKED, E_INTERNAL.
+// E_CANCELLED, E_BUSY, E_DEVICE (the CUDA device is lost or failed: free the session), E_FORKED, E_INTERNAL.
 EDGELLM_API
 EDGELLM_CHECK
 edgellm_status edgellm_step(struct edgellm_session *s,

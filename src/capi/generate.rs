@@ -185,7 +185,7 @@ pub unsafe extern "C" fn edgellm_event_init_(ev: *mut edgellm_event, size: usize
 ///
 /// The session's caller only. After the first step no memory is asked for, and no file is ever touched. A step that fails
 /// leaves the session as it was before, and *ev too. Errors: E_ARG, E_STATE (nothing to go on from), E_CONTEXT,
-/// E_CANCELLED, E_BUSY, E_FORKED, E_INTERNAL.
+/// E_CANCELLED, E_BUSY, E_DEVICE (the CUDA device is lost or failed: free the session), E_FORKED, E_INTERNAL.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn edgellm_step(s: *mut edgellm_session, ev: *mut edgellm_event) -> edgellm_status {

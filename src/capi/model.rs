@@ -182,7 +182,7 @@ pub unsafe extern "C" fn edgellm_load_params_init_(p: *mut edgellm_load_params, 
 ///
 /// Any thread; waits for the disk. Everything in *p is copied during the call, except `data`. Errors: E_ARG, E_IO (no such
 /// file; see edgellm_last_errno), E_FORMAT (damaged), E_UNSUPPORTED (what this build cannot run, by name), E_NOMEM,
-/// E_CANCELLED (by on_progress).
+/// E_CANCELLED (by on_progress); of a CUDA device that was named, E_DEVICE and E_DEVICE_MEM.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn edgellm_load(p: *const edgellm_load_params, out: *mut *mut edgellm_model) -> edgellm_status {

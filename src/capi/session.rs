@@ -122,7 +122,8 @@ pub unsafe extern "C" fn edgellm_session_params_init_(p: *mut edgellm_session_pa
 
 /// Makes a session with all the memory that it will ever need. *out is the caller's to free. `p` = NULL: all defaults.
 ///
-/// Any thread. The session keeps its own reference to the model. Errors: E_ARG, E_NOMEM, E_FORKED.
+/// Any thread. The session keeps its own reference to the model. Errors: E_ARG, E_NOMEM, E_FORKED; on a
+/// CUDA device also E_DEVICE_MEM, E_DEVICE, and E_UNSUPPORTED (keys and values in int8).
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn edgellm_session_new(
