@@ -65,6 +65,9 @@ fn models() -> Vec<(String, &'static [u8], usize)> {
             ModelSpec { formats: Formats::ternary(format), ..sized("bitnet-b1.58") },
         );
     }
+    // One has a scale for all, the other one a scale a block: the tiles' planes differ.
+    let scales = Formats { up: Format::I2_S, ..Formats::ternary(Format::TQ2_0) };
+    add("bitnet TQ2_0 and I2_S".into(), ModelSpec { formats: scales, ..sized("bitnet-b1.58") });
     // A width that is no multiple of a step's 128 columns.
     let odd =
         ModelSpec { hidden: 96, intermediate: 160, formats: Formats::all(Format::Q4_0), ..ModelSpec::tiny("llama") };

@@ -26,6 +26,13 @@ pub struct Matrix {
     pub unused: [u32; 2],
 }
 
+impl Matrix {
+    /// Whether kernels can take both at once: their tiles have the same planes.
+    pub fn is_like(&self, other: &Matrix) -> bool {
+        self.format == other.format && (self.scales == 0) == (other.scales == 0)
+    }
+}
+
 /// A sequence's place: what the next decode pass takes, and what the last one found.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -372,9 +379,9 @@ impl Kernels {
     /// decode_gate_up.
     pub fn gate_up(&self, parameters: &GateUp) -> Result<Launch<'_>> {
         let GateUp { gate, up, .. } = parameters;
-        let same = gate.format == up.format && (gate.scales == 0) == (up.scales == 0);
-        let function = if same { &self.gate_up } else { &self.gate_up_mixed };
-        self.of_vector(function, gate.rows.div_ceil(32), gate.columns, same)
+        let alike = gate.is_like(up);
+        let function = if alike { &self.gate_up } else { &self.gate_up_mixed };
+        self.of_vector(function, gate.rows.div_ceil(32), gate.columns, alike)
     }
 
     /// decode_head.

@@ -92,7 +92,9 @@ impl CudaBackend {
         let kernels = Kernels::load(&context, &shape)?;
         let loaded = weights::load(&context, weights, plan, pool, progress)?;
         let weights::Loaded { buffer, embedding, head, output_norm, layers } = loaded;
-        let bytes_per_token = plan - if weights.head.is_some() { embedding_bytes(&weights.embedding) } else { 0 };
+        // A token reads one row of an embedding that is not the head.
+        let one_row = weights.head.as_ref().map_or(0, |_| weights.embedding.bytes.len());
+        let bytes_per_token = plan.saturating_sub(one_row);
         let arch = arch_name(context.info());
         let inner = Inner {
             shape,
@@ -109,10 +111,6 @@ impl CudaBackend {
         };
         Ok(CudaBackend { inner: Arc::new(inner) })
     }
-}
-
-fn embedding_bytes(tensor: &crate::file::Tensor<'_>) -> usize {
-    tensor.bytes.len()
 }
 
 /// Names of the architectures that there are, for [`Backend::name`].

@@ -139,7 +139,7 @@ impl Sequence for CudaSequence {
     fn ffn_in(&mut self, index: usize) -> Result<()> {
         let (shape, layer) = (&self.inner.shape, &self.inner.layers[index]);
         self.rows(self.at.residual, 0, layer.ffn_norm, shape.hidden, &[&layer.gate, &layer.up])?;
-        let up = if layer.gate.format == layer.up.format {
+        let up = if layer.gate.is_like(&layer.up) {
             self.gemm(&[&layer.gate, &layer.up], PrefillGemm::GATE_UP, self.at.activated)?;
             0
         } else {

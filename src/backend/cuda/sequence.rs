@@ -53,7 +53,7 @@ pub(super) struct Places {
     pub qkv: u64,       // (batch, query_heads * head_dim + 2 * kv_heads * head_dim)
     pub attended: u64,  // (batch, query_heads * head_dim)
     pub activated: u64, // (batch, intermediate)
-    pub up: u64,        // (batch, intermediate): when gate and up differ in format
+    pub up: u64,        // (batch, intermediate): when kernels cannot take gate and up at once
     pub rows: u64,      // (batch, widest, in 128s) f16
     pub row_scale: u64, // (batch)
     pub q: u64,         // (batch, query_heads * head_dim) f16
@@ -83,9 +83,8 @@ impl CudaSequence {
         stream.fill(&scratch, 0, scratch.len(), 0)?;
         stream.fill(&kv, 0, kv.len(), 0)?;
         let mailbox = PinnedBuffer::new(context, "results", size_of::<State>())?;
-        let step = Step { inner: &inner, at, context_len, rope: 0, mailbox: mailbox.pointer() };
         let rope = Rope::new(context, shape, context_len)?;
-        let step = Step { rope: rope.pointer(), ..step };
+        let step = Step { inner: &inner, at, context_len, rope: rope.pointer(), mailbox: mailbox.pointer() };
         let layers = shape.layers;
         let decode = stream.capture(|stream| step.run(stream, 0..layers))?;
         let starts = (0..layers).step_by(PIECE_LAYERS);
@@ -143,7 +142,7 @@ impl CudaSequence {
             inner: &self.inner,
             at: self.at,
             context_len: self.context_len,
-            rope: 0,
+            rope: self.rope.pointer(),
             mailbox: self.mailbox.pointer(),
         };
         step.head(&self.stream, residual)?;
@@ -278,7 +277,7 @@ impl Plan {
         let qkv = attention + 2 * shape.kv_heads * shape.head_dim;
         let widest = shape.hidden.max(attention).max(shape.intermediate).next_multiple_of(ROW_COLUMNS);
         let [splits, lines, _] = attention_grid(shape).map(|n| n as usize);
-        let mixed = inner.layers.iter().any(|layer| layer.gate.format != layer.up.format);
+        let mixed = inner.layers.iter().any(|layer| !layer.gate.is_like(&layer.up));
         Places {
             state: self.take(size_of::<State>()),
             counters: self.take(4 * lines),
