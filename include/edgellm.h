@@ -288,6 +288,16 @@ typedef struct edgellm_load_params {
     // EDGELLM_DEVICE_AUTO, EDGELLM_DEVICE_CPU, or the number of a CUDA device, on which the model then runs, or the load
     // fails. EDGELLM_LOAD_EXACT means the CPU where the choice is free.
     int32_t device;
+    // On a CUDA device: the host's CUstream, of the device's primary context, into which all sessions put the work of their
+    // steps, behind what is there, and for which a step waits. It is never destroyed here: the host keeps it until the
+    // model and all its sessions are freed. NULL = each session has a stream of its own.
+    void *cuda_stream;
+    // On a CUDA device: the priority of the sessions' own streams, as in cuStreamCreateWithPriority; smaller numbers come
+    // first, 0 = as all. E_ARG when the device has no such priority, or beside cuda_stream, which has its own. This and
+    // cuda_stream are E_ARG with EDGELLM_DEVICE_CPU, and of no effect when EDGELLM_DEVICE_AUTO has come to the CPU.
+    int32_t cuda_priority;
+    // 0.
+    uint32_t reserved0;
 } edgellm_load_params;
 
 // Text that somebody else owns: `len` bytes at `ptr`, not NUL-terminated. How long it lives is said where it is given.

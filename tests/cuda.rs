@@ -5,10 +5,13 @@
 mod common;
 
 use common::{Formats, ModelSpec, random_model};
+use edgellm::cuda::{Context, DeviceBuffer, Stream};
+use edgellm::model::HostStream;
 use edgellm::quant::Format;
 use edgellm::{Device, Error, EventKind, KvFormat, LoadOptions, Model, Sampling, Session, SessionOptions, Source};
 use std::io::Write;
 use std::path::Path;
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -266,6 +269,63 @@ fn the_trained_model_answers_as_on_the_cpu() {
     eprintln!("CPU: {cpu}\nGPU: {gpu}");
     let common = cpu.bytes().zip(gpu.bytes()).take_while(|(a, b)| a == b).count();
     assert!(common >= 20, "{cpu}\n{gpu}");
+}
+
+#[test]
+fn steps_run_in_the_hosts_stream_and_leave_it_alive() {
+    let Some(index) = device() else { return };
+    let context = Context::new(index).expect("a device");
+    let host = Stream::new(&context, 0).expect("a stream");
+    let (_, bytes, vocab) = models().remove(0);
+    let generate = |model: &Arc<Model>| {
+        let mut session = session(model, 16);
+        session.set_sampling(&Sampling { max_tokens: 20, ignore_eos: true, ..Sampling::default() }).expect("good");
+        session.prompt(&tokens(40, vocab)).expect("room");
+        while session.step(None).expect("a good model").kind != EventKind::End {}
+        session.tokens().to_vec()
+    };
+    // SAFETY: `host` outlives the model and its sessions.
+    let stream = NonNull::new(host.handle()).map(|handle| unsafe { HostStream::new(handle) });
+    assert!(stream.is_some());
+    let options = LoadOptions { device: Device::Cuda(index), cuda_stream: stream, ..LoadOptions::default() };
+    let model = Model::load(Source::Bytes(bytes), options).expect("a good model");
+    assert_eq!(generate(&model), generate(&load(bytes, Device::Cuda(index))));
+    // A step comes behind what is in the stream, and waits for it: 256 GiB written take a while.
+    let mut last = session(&model, 16);
+    last.prompt(&tokens(10, vocab)).expect("room");
+    let ballast = DeviceBuffer::new(&context, "ballast", 256 << 20).expect("memory");
+    for _ in 0..1024 {
+        host.fill(&ballast, 0, ballast.len(), 1).expect("a device that works");
+    }
+    assert!(!host.is_done().expect("a device that works"));
+    last.step(None).expect("a good model");
+    assert!(host.is_done().expect("a device that works"));
+    drop((last, model));
+    host.fill(&ballast, 0, ballast.len(), 2).expect("the stream is still there");
+    host.synchronize().expect("a device that works");
+}
+
+#[test]
+fn sessions_of_every_priority_give_the_same_and_others_are_refused() {
+    let Some(index) = device() else { return };
+    let (least, greatest) = Context::new(index).and_then(|context| context.priorities()).expect("a device");
+    let (_, bytes, vocab) = models().remove(0);
+    let load = |cuda_priority| {
+        let options = LoadOptions { device: Device::Cuda(index), cuda_priority, ..LoadOptions::default() };
+        Model::load(Source::Bytes(bytes), options)
+    };
+    let run = |priority| {
+        let mut session = session(&load(priority).expect("a priority that is there"), 0);
+        session.prompt(&tokens(40, vocab)).expect("room");
+        bits(&logits(&mut session))
+    };
+    assert!(run(least) == run(greatest));
+    for priority in [least + 1, greatest - 1] {
+        match load(priority) {
+            Err(Error::Argument(text)) => assert!(text.contains(&format!("priority {priority}")), "{text}"),
+            other => panic!("{:?}", other.err()),
+        }
+    }
 }
 
 #[test]

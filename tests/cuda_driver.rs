@@ -311,6 +311,16 @@ fn kernels_and_streams_that_are_not_there_are_refused() {
     let (variant, text) = refusal(unsafe { Stream::borrow(&context, std::ptr::null_mut()) }.map(|_| ()));
     assert_eq!(variant, "Argument");
     assert!(text.contains("primary context"), "{text}");
+    // The fake has priorities from -5 to 0.
+    for priority in [-5, -1, 0] {
+        Stream::new(&context, priority).expect("a stream");
+        assert_eq!(fake.ask(c"fake_priority"), i64::from(priority));
+    }
+    for priority in [-6, 1, i32::MIN, i32::MAX] {
+        let (variant, text) = refusal(Stream::new(&context, priority).map(|_| ()));
+        assert_eq!(variant, "Argument");
+        assert!(text.contains(&format!("{priority}:")) && text.contains("-5 (first) to 0"), "{text}");
+    }
     let own = Stream::new(&context, 0).expect("a stream");
     let live = fake.ask(c"fake_live");
     let mut handle = 1u64;
@@ -344,7 +354,8 @@ fn c_gets_the_same_as_statuses() {
         fs::create_dir_all(&folder).expect("a folder");
         fs::write(folder.join("libcuda.so.1"), driver.unwrap_or(b"nothing")).expect("a library is written");
         let mut command = cross::program(&program);
-        succeed(command.args(wanted).env("LD_LIBRARY_PATH", &folder));
+        let model = root.join("models/edgellm-mini-b1.58.gguf");
+        succeed(command.args(wanted).arg(model).env("LD_LIBRARY_PATH", &folder));
         let _ = fs::remove_dir_all(folder);
     };
     // The fake device is an sm_90, for which a build of other architectures has no code.

@@ -11,6 +11,8 @@ mod tensors;
 
 use crate::file::Tensor;
 use crate::{Error, Result};
+use std::ffi::c_void;
+use std::ptr::NonNull;
 
 /// The shape of a model: what a backend must know beside the weights.
 #[derive(Clone, Debug)]
@@ -135,6 +137,28 @@ impl Device {
     /// The CPU, where the choice is ours.
     pub fn or_cpu(self) -> Device {
         if self == Device::Auto { Device::Cpu } else { self }
+    }
+}
+
+/// A stream of the host's on a CUDA device, a `CUstream`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostStream(NonNull<c_void>);
+
+// SAFETY: streams of the driver may be used from any thread, by several at once.
+unsafe impl Send for HostStream {}
+// SAFETY: as above.
+unsafe impl Sync for HostStream {}
+
+impl HostStream {
+    /// # Safety
+    /// `handle` is a `CUstream` that lives until the model that is loaded with it and its sessions are gone.
+    pub unsafe fn new(handle: NonNull<c_void>) -> Self {
+        HostStream(handle)
+    }
+
+    /// The driver's handle.
+    pub fn handle(self) -> *mut c_void {
+        self.0.as_ptr()
     }
 }
 

@@ -8,11 +8,12 @@ use super::sized::{OutStruct, init, read, sized};
 use super::status::{EDGELLM_OK, Failure, edgellm_status};
 use super::types::edgellm_str;
 use crate::file::Value;
-use crate::model::{OnThread, Schedule, Source};
+use crate::model::{HostStream, OnThread, Schedule, Source};
 use crate::{Device, Error, I2sLayout, LoadOptions, Model, Result};
 use std::ffi::{OsStr, c_char, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 /// Called on the loading thread, at most 100 times, with what is done, 0 to 1; a value other than 0 stops the load with
@@ -93,6 +94,16 @@ pub struct edgellm_load_params {
     /// EDGELLM_DEVICE_AUTO, EDGELLM_DEVICE_CPU, or the number of a CUDA device, on which the model then runs, or the load
     /// fails. EDGELLM_LOAD_EXACT means the CPU where the choice is free.
     pub device: i32,
+    /// On a CUDA device: the host's CUstream, of the device's primary context, into which all sessions put the work of their
+    /// steps, behind what is there, and for which a step waits. It is never destroyed here: the host keeps it until the
+    /// model and all its sessions are freed. NULL = each session has a stream of its own.
+    pub cuda_stream: *mut c_void,
+    /// On a CUDA device: the priority of the sessions' own streams, as in cuStreamCreateWithPriority; smaller numbers come
+    /// first, 0 = as all. E_ARG when the device has no such priority, or beside cuda_stream, which has its own. This and
+    /// cuda_stream are E_ARG with EDGELLM_DEVICE_CPU, and of no effect when EDGELLM_DEVICE_AUTO has come to the CPU.
+    pub cuda_priority: i32,
+    /// 0.
+    pub reserved0: u32,
 }
 
 sized!(edgellm_load_params {
@@ -113,6 +124,9 @@ sized!(edgellm_load_params {
     on_thread_user: std::ptr::null_mut(),
     i2s_layout: EDGELLM_I2S_BLOCK128,
     device: EDGELLM_DEVICE_AUTO,
+    cuda_stream: std::ptr::null_mut(),
+    cuda_priority: 0,
+    reserved0: 0,
 });
 
 /// What a model is. Set struct_size to sizeof(edgellm_model_info) before the call.
@@ -202,6 +216,7 @@ pub unsafe extern "C" fn edgellm_load(p: *const edgellm_load_params, out: *mut *
 /// What `params` points to is valid; `data` until the model is gone.
 unsafe fn load(params: &edgellm_load_params) -> Result<Arc<Model>> {
     check_flags(params.flags, LOAD_FLAGS, "load_params.flags")?;
+    check_flags(params.reserved0, 0, "load_params.reserved0")?;
     let source = if params.data.is_null() {
         if params.path.is_null() || params.data_len != 0 {
             return Err(Error::argument("load_params: exactly one of path and data (with data_len) must be set"));
@@ -236,6 +251,9 @@ unsafe fn load(params: &edgellm_load_params) -> Result<Arc<Model>> {
         mmap: params.flags & EDGELLM_LOAD_NO_MMAP == 0,
         exact: params.flags & EDGELLM_LOAD_EXACT != 0,
         f16_activations: params.flags & EDGELLM_LOAD_F16_ACTIVATIONS != 0,
+        // SAFETY: the header makes the caller keep it until the model and its sessions are freed.
+        cuda_stream: NonNull::new(params.cuda_stream).map(|stream| unsafe { HostStream::new(stream) }),
+        cuda_priority: params.cuda_priority,
         i2s_layout: i2s_layout(params)?,
         progress: Some(&mut report),
         ..LoadOptions::default()

@@ -30,8 +30,17 @@ unsafe impl Send for Stream {}
 unsafe impl Sync for Stream {}
 
 impl Stream {
-    /// A new one. Smaller priorities come first; the driver brings them into [`Context::priorities`].
+    /// A new one. Smaller priorities come first; one that is not in [`Context::priorities`] is an error, where the driver
+    /// would take the nearest. 0 always is.
     pub fn new(context: &Arc<Context>, priority: i32) -> Result<Stream> {
+        if priority != 0 {
+            let ((least, greatest), device) = (context.priorities()?, context.info().index);
+            if !(greatest..=least).contains(&priority) {
+                let text =
+                    format!("a stream of priority {priority}: device {device} has {greatest} (first) to {least}");
+                return Err(Error::argument(text));
+            }
+        }
         let mut handle = null_mut();
         let call = "cuStreamCreateWithPriority";
         // SAFETY: one handle; `drop` gives it back.
@@ -52,6 +61,11 @@ impl Stream {
             return Err(Error::argument(format!("the stream is not of the primary context of device {device}")));
         }
         Ok(Stream { context: context.clone(), handle, own: false })
+    }
+
+    /// The driver's handle, a `CUstream`.
+    pub fn handle(&self) -> *mut c_void {
+        self.handle
     }
 
     /// The context that it is of.

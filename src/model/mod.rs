@@ -5,6 +5,7 @@ pub mod config;
 pub mod forward;
 pub mod weights;
 
+pub use crate::backend::HostStream;
 use crate::backend::cpu::{CpuBackend, Options};
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::{self, CudaBackend};
@@ -46,6 +47,12 @@ pub struct LoadOptions<'a> {
     /// On a CUDA device: generated tokens take the way of prompts, with activations in f16 instead of int8. More exact, several
     /// times slower, and then a token's bits are the same whether it was generated or given.
     pub f16_activations: bool,
+    /// On a CUDA device: the host's stream, for the work of all sessions; None = each has its own. On the CPU, when that was
+    /// asked for, an error.
+    pub cuda_stream: Option<HostStream>,
+    /// On a CUDA device: the priority of the sessions' own streams; smaller numbers come first, 0 = as all. One that the
+    /// device does not have is an error, as is any beside `cuda_stream`, and on the CPU when that was asked for.
+    pub cuda_priority: i32,
     /// The order of codes in I2_S tensors, which no file says of itself; of no effect on a file without them. A wrong one
     /// gives a model that talks nonsense.
     pub i2s_layout: I2sLayout,
@@ -67,6 +74,8 @@ impl Default for LoadOptions<'_> {
             mmap: true,
             exact: false,
             f16_activations: false,
+            cuda_stream: None,
+            cuda_priority: 0,
             i2s_layout: I2sLayout::default(),
             isa: None,
             progress: None,
@@ -158,12 +167,16 @@ impl Model {
             mmap,
             exact,
             f16_activations,
+            cuda_stream,
+            cuda_priority,
             i2s_layout,
             isa,
             progress,
         } = options;
         // Who asks for what only the CPU has means the CPU.
         let device = if exact || isa.is_some() { device.or_cpu() } else { device };
+        let wanted = Wanted { device, f16_activations, stream: cuda_stream, priority: cuda_priority };
+        wanted.check()?;
         let spin = Duration::from_micros(spin_us as u64);
         let pool_options = PoolOptions { threads, spin, cpus: cpu_mask.map(cores::from_mask), schedule, on_thread };
         let forced = std::env::var("LIBEDGELLM_FORCE_ISA").ok();
@@ -182,8 +195,7 @@ impl Model {
         let weights = weights::find(&file, &config)?;
         let pool = ThreadPool::start(pool_options)?;
         let backend_options = Options { kernels, pool, exact, keep_file };
-        let backend =
-            backend(Wanted { device, f16_activations }, &config, weights, &file, backend_options, &mut progress)?;
+        let backend = backend(wanted, &config, weights, &file, backend_options, &mut progress)?;
         let (tensors, quant) = summary(&file);
         let model = Model {
             name: metadata.string("general.name").ok().flatten().unwrap_or_default().to_owned(),
@@ -270,6 +282,21 @@ struct Wanted {
     device: Device,
     #[cfg_attr(not(feature = "cuda"), expect(dead_code))]
     f16_activations: bool,
+    stream: Option<HostStream>,
+    priority: i32,
+}
+
+impl Wanted {
+    fn check(&self) -> Result<()> {
+        match (self.stream, self.priority) {
+            (None, 0) => Ok(()),
+            (Some(_), priority) if priority != 0 => {
+                Err(Error::argument("cuda_priority beside cuda_stream, which has a priority of its own"))
+            }
+            _ if self.device == Device::Cpu => Err(Error::argument("cuda_stream or cuda_priority, but on the CPU")),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The weights on the machine that was asked for.
@@ -323,7 +350,8 @@ fn cuda_backend(
         done += bytes.len();
         progress.report(done)
     };
-    let place = cuda::Place { index, f16_activations: wanted.f16_activations };
+    let Wanted { f16_activations, stream, priority, .. } = wanted;
+    let place = cuda::Place { index, f16_activations, stream, priority };
     let backend = CudaBackend::new(place, config.shape.clone(), weights, &options.pool, &mut release)?;
     Ok(Some(Box::new(backend)))
 }

@@ -28,7 +28,7 @@ static const char *failed;
 #define MAJOR 9
 #endif
 static int init_code = INIT, device_count = 1, version = 12040, major = MAJOR, minor, integrated;
-static long live, launches_ex;
+static long live, launches_ex, priority_given;
 
 static __thread handle stack[DEPTH];
 static __thread int depth;
@@ -54,6 +54,7 @@ void fake_device(int count, int driver, int capability, int unified, int init) {
 long fake_calls(void) { return calls; }
 long fake_live(void) { return live; }
 long fake_launches_ex(void) { return launches_ex; }
+long fake_priority(void) { return priority_given; }
 const char *fake_failed(void) { return failed; }
 int fake_depth(void) { return depth; }
 handle fake_current(void) { return depth > 0 ? stack[depth - 1] : NULL; }
@@ -271,7 +272,7 @@ code cuOccupancyMaxActiveBlocksPerMultiprocessor(int *out, handle function, int 
 code cuStreamCreateWithPriority(handle *out, unsigned flags, int priority) {
     ENTER(1);
     if (flags != 1) return INVALID;
-    (void)priority;
+    priority_given = priority;
     live++;
     *out = calloc(1, sizeof(stream));
     return 0;
@@ -284,7 +285,7 @@ code cuStreamDestroy_v2(handle s) {
 }
 code cuStreamGetCtx(handle s, handle *out) {
     ENTER(1);
-    *out = s ? (handle)0x77 : (handle)0x88;
+    *out = s && s != (handle)0x99 ? (handle)0x77 : (handle)0x88;
     return 0;
 }
 code cuStreamQuery(handle s) {

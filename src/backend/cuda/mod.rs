@@ -8,19 +8,35 @@ mod sequence;
 mod tiles;
 mod weights;
 
-use super::{Backend, Device, KvFormat, Sequence, Shape, Weights};
+use super::{Backend, Device, HostStream, KvFormat, Sequence, Shape, Weights};
 use crate::cpu::threads::ThreadPool;
-use crate::cuda::{Context, DeviceBuffer, DeviceInfo, Driver};
+use crate::cuda::{Context, DeviceBuffer, DeviceInfo, Driver, Stream};
 use crate::{Error, Result};
 use kernels::{Kernels, Matrix};
 use std::sync::Arc;
 
 /// Where to, and how.
+#[derive(Clone, Copy)]
 pub struct Place {
     /// The device, by the driver's number.
     pub index: usize,
     /// Generated tokens go stage by stage, as prompts do.
     pub f16_activations: bool,
+    /// Where the work of steps goes; None = to a stream of each session's own.
+    pub stream: Option<HostStream>,
+    /// Of the sessions' own streams.
+    pub priority: i32,
+}
+
+impl Place {
+    /// A session's stream.
+    fn stream(&self, context: &Arc<Context>) -> Result<Stream> {
+        match self.stream {
+            // SAFETY: it outlives the sessions, as `HostStream::new` was promised.
+            Some(stream) => unsafe { Stream::borrow(context, stream.handle()) },
+            None => Stream::new(context, self.priority),
+        }
+    }
 }
 
 /// See the module.
@@ -41,7 +57,7 @@ struct Inner {
     output_norm: u64,
     layers: Vec<Layer>,
     bytes_per_token: usize,
-    f16_activations: bool,
+    place: Place,
 }
 
 /// One layer's weights: matrices, and addresses of vectors (0: the architecture has no such vector).
@@ -88,6 +104,7 @@ impl CudaBackend {
         check_shape(&shape)?;
         let plan = weights::plan(weights)?;
         let context = Context::new(place.index)?;
+        place.stream(&context)?; // What is wrong with it is said before the work is done.
         context.info().check_usable()?;
         let kernels = Kernels::load(&context, &shape)?;
         let loaded = weights::load(&context, weights, plan, pool, progress)?;
@@ -107,7 +124,7 @@ impl CudaBackend {
             output_norm,
             layers,
             bytes_per_token,
-            f16_activations: place.f16_activations,
+            place,
         };
         Ok(CudaBackend { inner: Arc::new(inner) })
     }

@@ -71,7 +71,8 @@ pub(super) struct Places {
 impl CudaSequence {
     pub fn new(inner: Arc<Inner>, context_len: usize, batch: usize) -> Result<Self> {
         let (shape, context) = (&inner.shape, &inner.context);
-        let stream = Stream::new(context, 0)?;
+        // The host's stream cannot be captured: others may put work into it.
+        let (stream, setup) = (inner.place.stream(context)?, Stream::new(context, 0)?);
         let kv_len = 2 * shape.layers * shape.kv_heads * context_len * shape.head_dim;
         let kv = DeviceBuffer::new(context, "keys and values", 2 * kv_len)?;
         let mut plan = Plan::default();
@@ -80,17 +81,17 @@ impl CudaSequence {
         at.shift(scratch.pointer());
         (at.keys, at.values) = (kv.pointer(), kv.pointer() + kv_len as u64);
         // Attention counts from zero, and what the kernels do not write must not be noise.
-        stream.fill(&scratch, 0, scratch.len(), 0)?;
-        stream.fill(&kv, 0, kv.len(), 0)?;
+        setup.fill(&scratch, 0, scratch.len(), 0)?;
+        setup.fill(&kv, 0, kv.len(), 0)?;
         let mailbox = PinnedBuffer::new(context, "results", size_of::<State>())?;
         let rope = Rope::new(context, shape, context_len)?;
         let step = Step { inner: &inner, at, context_len, rope: rope.pointer(), mailbox: mailbox.pointer() };
         let layers = shape.layers;
-        let decode = stream.capture(|stream| step.run(stream, 0..layers))?;
+        let decode = setup.capture(|stream| step.run(stream, 0..layers))?;
         let starts = (0..layers).step_by(PIECE_LAYERS);
-        let piece = |start| stream.capture(|stream| step.run(stream, start..layers.min(start + PIECE_LAYERS)));
+        let piece = |start| setup.capture(|stream| step.run(stream, start..layers.min(start + PIECE_LAYERS)));
         let pieces = starts.map(piece).collect::<Result<_>>()?;
-        stream.synchronize()?;
+        setup.synchronize()?;
         Ok(CudaSequence {
             outbox: PinnedBuffer::new(context, "tokens", 4 * batch.max(2))?,
             logits: PinnedBuffer::new(context, "logits", 4 * shape.vocab_len)?,
@@ -171,7 +172,7 @@ impl CudaSequence {
     }
 
     pub(super) fn decode_pieces_of(&self, paced: bool) -> usize {
-        match (self.inner.f16_activations, paced) {
+        match (self.inner.place.f16_activations, paced) {
             (true, _) => 0,
             (false, true) => self.pieces.len(),
             (false, false) => 1,
