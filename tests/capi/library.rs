@@ -6,40 +6,59 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-/// The two libraries that `cargo build --release --lib` makes.
+/// The two libraries that are installed: what `package/link.sh` makes of cargo's static one.
 pub struct Library {
     pub shared: PathBuf,
     pub archive: PathBuf,
 }
 
 impl Library {
-    /// Builds them, in the target directory of this test; cargo does nothing when they are there.
+    /// Builds them, in the target directory of this test; cargo does nothing when its own are there.
     pub fn build() -> Library {
-        // Temporary files are in `folder/tmp`, or in `folder/TARGET/tmp` for `--target TARGET`.
-        let mut ancestors = Path::new(env!("CARGO_TARGET_TMPDIR")).ancestors().skip(1 + cross::target().iter().len());
-        let folder = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
-        let folder = folder.unwrap_or_else(|| ancestors.next().expect("a target directory").to_owned());
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--release", "--lib", "--message-format=json"]);
-        cargo.arg("--target-dir").arg(folder).stderr(Stdio::inherit());
-        if let Some(target) = cross::target() {
-            cargo.args(["--target", target]);
-        }
-        if !cfg!(feature = "chat") {
-            cargo.arg("--no-default-features");
-        }
-        if cfg!(feature = "cuda") {
-            cargo.args(["--features", "cuda"]);
-        }
-        let output = cargo.output().expect("cargo runs");
-        assert!(output.status.success(), "the library does not build");
-        let files = artifacts(&String::from_utf8_lossy(&output.stdout));
-        let find = |end: &str| files.iter().find(|path| path.to_string_lossy().ends_with(end)).cloned();
-        Library {
-            shared: find(std::env::consts::DLL_SUFFIX).expect("a shared library"),
-            archive: find(".a").expect("a static library"),
-        }
+        let cargos = cargo_archive(&features());
+        Library::link(&cargos, &cargos.with_file_name("package"))
     }
+
+    /// Links them from cargo's static one into `folder`.
+    pub fn link(cargos: &Path, folder: &Path) -> Library {
+        let mut link = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("package/link.sh"));
+        succeed(link.arg(cargos).arg(folder).env("CC", cross::tool("cc").get_program()));
+        Library { shared: folder.join("libedgellm.so"), archive: folder.join("libedgellm.a") }
+    }
+}
+
+/// The target directory of this test.
+pub fn target_folder() -> PathBuf {
+    // Temporary files are in `folder/tmp`, or in `folder/TARGET/tmp` for `--target TARGET`.
+    let mut ancestors = Path::new(env!("CARGO_TARGET_TMPDIR")).ancestors().skip(1 + cross::target().iter().len());
+    let folder = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+    folder.unwrap_or_else(|| ancestors.next().expect("a target directory").to_owned())
+}
+
+/// Cargo's options for the features of this test, as far as they matter to the library.
+fn features() -> Vec<&'static str> {
+    let mut options = vec!["--release"];
+    if !cfg!(feature = "chat") {
+        options.push("--no-default-features");
+    }
+    if cfg!(feature = "cuda") {
+        options.extend(["--features", "cuda"]);
+    }
+    options
+}
+
+/// Cargo's static library, built with these options.
+pub fn cargo_archive(options: &[&str]) -> PathBuf {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--lib", "--message-format=json"]);
+    cargo.arg("--target-dir").arg(target_folder()).args(options).stderr(Stdio::inherit());
+    if let Some(target) = cross::target() {
+        cargo.args(["--target", target]);
+    }
+    let output = cargo.output().expect("cargo runs");
+    assert!(output.status.success(), "the library does not build");
+    let files = artifacts(&String::from_utf8_lossy(&output.stdout));
+    files.into_iter().find(|path| path.to_string_lossy().ends_with(".a")).expect("a static library")
 }
 
 /// The files that cargo's messages name for the library of this package.

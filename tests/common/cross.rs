@@ -36,12 +36,14 @@ pub fn program(path: impl AsRef<Path>) -> Command {
     command
 }
 
-/// A tool of this machine that works on programs of the target: `cc`, `c++` or `nm`.
+/// A tool of this machine that works on programs of the target: `cc`, `c++` or one of the binutils.
 pub fn tool(name: &str) -> Command {
     let (variable, gnu) = match name {
         "cc" => ("CC", "gcc"),
         "c++" => ("CXX", "g++"),
         "nm" => ("NM", "nm"),
+        "objdump" => ("OBJDUMP", "objdump"),
+        "readelf" => ("READELF", "readelf"),
         _ => unreachable!("{name}"),
     };
     let target = target().filter(|_| emulated());
