@@ -1,5 +1,6 @@
 # make                                        the libraries, in target/release/package
 # make install prefix=/usr DESTDIR=/tmp/root  these, the header, and files for pkg-config and CMake; can be moved as a whole
+# make wheel                                  the Python package, in target/release/wheel
 # make uninstall                              takes them away again, with the same variables
 # make FEATURES=cuda                          with features of Cargo.toml
 # make TARGET=aarch64-unknown-linux-gnu       for another machine; cross/README.md says what it takes
@@ -12,6 +13,7 @@ DESTDIR ?=
 FEATURES ?=
 CARGO ?= cargo
 INSTALL ?= install
+PYTHON ?= python3
 
 # Rust's name of the machine to build for; none: this one.
 TARGET ?=
@@ -63,4 +65,14 @@ uninstall:
 	  "$(to)/libedgellm.so.$(version)" "$(to)/pkgconfig/edgellm.pc"
 	rm -rf "$(cmakedir)"
 
-.PHONY: all library install uninstall
+# The licences have to be beside pyproject.toml: it is built from a copy.
+wheel: all
+	rm -rf "$(release)/wheel"
+	mkdir -p "$(release)/wheel/source"
+	cp -R python include Cargo.toml "$(release)/wheel/source/"
+	cp LICENSE-* "$(release)/wheel/source/python/"
+	LIBEDGELLM_LIBRARY="$(built)/libedgellm.so" $(PYTHON) -m pip wheel --quiet --no-deps \
+	  --wheel-dir "$(release)/wheel" "$(release)/wheel/source/python"
+	rm -rf "$(release)/wheel/source"
+
+.PHONY: all library install uninstall wheel

@@ -11,7 +11,7 @@ use edgellm::I2sLayout;
 use edgellm::quant::Format;
 use library::{Library, succeed};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 /// What a program is compiled as.
@@ -102,20 +102,25 @@ fn compile(program: &str, (tag, name, language): (&str, &str, &[&str]), link: Li
     out
 }
 
-/// The README's first command: one example, one real model, and what both are known to say.
-#[test]
-fn the_example_makes_a_plan_of_a_command() {
-    let out = scratch().join(format!("generate-{}", std::process::id()));
+/// Compiles a program of `c_examples` and runs it with a real model: what it prints.
+fn example(name: &str, arguments: &[&str]) -> Output {
+    let out = scratch().join(format!("{name}-{}", std::process::id()));
     let mut command = compiler("cc", LANGUAGES[0].2);
     let folder = library().shared.parent().expect("a folder");
-    command.arg(root().join("c_examples/generate.c")).args(["-x", "none", "-o"]).arg(&out);
+    command.arg(root().join("c_examples").join(name).with_extension("c")).args(["-x", "none", "-o"]).arg(&out);
     command.arg(&library().shared).arg(format!("-Wl,-rpath,{}", folder.display()));
     succeed(&mut command);
     let mut command = cross::program(&out);
-    command.arg(root().join("models/edgellm-mini-b1.58.gguf"));
-    let questions = ["go to the kitchen, then pick up the red cup", "Turn left by 30 degrees and wait two seconds."];
-    let output = succeed(command.args(questions));
+    let output = succeed(command.arg(root().join("models/edgellm-mini-b1.58.gguf")).args(arguments));
     let _ = std::fs::remove_file(out);
+    output
+}
+
+/// The README's first command: one example, one real model, and what both are known to say.
+#[test]
+fn the_example_makes_a_plan_of_a_command() {
+    let questions = ["go to the kitchen, then pick up the red cup", "Turn left by 30 degrees and wait two seconds."];
+    let output = example("generate", &questions);
     assert_eq!(
         String::from_utf8_lossy(&output.stdout).lines().collect::<Vec<_>>(),
         [
@@ -123,6 +128,30 @@ fn the_example_makes_a_plan_of_a_command() {
             r#"[{"action":"rotate","direction":"left","angle":30,"unit":"deg"},{"action":"wait","duration":2,"unit":"s"}]"#,
         ]
     );
+}
+
+/// What the model says does not depend on how often it is interrupted.
+#[test]
+fn the_control_loop_lets_the_model_speak_between_its_periods() {
+    let request = "Turn left by 30 degrees and wait two seconds.";
+    for mode in ["until", "step"] {
+        let output = example("control_loop", &["1", mode, request]);
+        let text = String::from_utf8_lossy(&output.stdout);
+        let answer = r#"[{"action":"rotate","direction":"left","angle":30,"unit":"deg"},{"action":"wait","duration":2,"unit":"s"}]"#;
+        assert!(text.lines().next().is_some_and(|line| line == answer || cross::emulated()), "{mode}: {text}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.starts_with("100 periods, ") && said.contains(" missed, late by us: p50 "), "{mode}: {said}");
+    }
+    let output = example("control_loop", &["0.1", "none"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("; 0 tokens, 0 interruptions"), "{output:?}");
+}
+
+#[test]
+fn the_bench_example_says_how_fast_the_model_is() {
+    let output = example("bench", &["32", "8", "1"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let first: Vec<_> = text.lines().map(|line| line.split(' ').next().unwrap_or_default()).collect();
+    assert_eq!(first, ["model", "load", "prefill", "decode", "KV"], "{text}");
 }
 
 fn run_everywhere(program: &str) {
