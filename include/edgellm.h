@@ -170,6 +170,14 @@
 // `tests/reference/compare.py MODEL.gguf --tokens N --engines edgellm,edgellm-kv-i8`.
 #define EDGELLM_KV_I8 2
 
+// The generation ends with EDGELLM_FINISH_LENGTH.
+#define EDGELLM_FULL_STOP 0
+
+// Of the tokens after the first n_keep the older half is dropped, and generation goes on. What follows them is computed anew
+// at its new positions, by steps like a prompt's (EDGELLM_EV_PREFILL, AGAIN at a deadline). edgellm_session_length shrinks.
+// edgellm_session_prompt and _append drop nothing: more than n_ctx stays E_CONTEXT.
+#define EDGELLM_FULL_SHIFT 1
+
 // Nothing happened.
 #define EDGELLM_EV_NONE 0
 
@@ -334,6 +342,11 @@ typedef struct edgellm_model_info {
     uint32_t n_eos;
     // Memory that the weights take on a CUDA device, in bytes; 0 when they are on the CPU.
     uint64_t weight_bytes_device;
+    // Names the model as the owner of saved sessions: a hash of the file's header (metadata, vocabulary, names and places of
+    // tensors), of four samples of every tensor, and of the choice of i2s_layout. It tells apart models that were trained,
+    // converted or quantized differently; a few weights changed in between the samples it does not see, nor is it a
+    // protection against forgery.
+    uint8_t fingerprint[32];
 } edgellm_model_info;
 
 // A token: an index into the model's vocabulary. -1 where there is none.
@@ -351,6 +364,10 @@ typedef struct edgellm_session_params {
     uint32_t prefill_chunk;
     // EDGELLM_KV_*: what the session keeps of the keys and values of past tokens.
     int32_t kv_type;
+    // EDGELLM_FULL_*: what happens when a token is to be generated and n_ctx is reached.
+    int32_t on_full;
+    // With EDGELLM_FULL_SHIFT: the first tokens, for example a system prompt, that are never dropped; at most n_ctx - 2.
+    uint32_t n_keep;
 } edgellm_session_params;
 
 // The number is added to the logit of the token before it is sampled.
@@ -655,8 +672,8 @@ edgellm_status edgellm_session_sampling(struct edgellm_session *s,
 // not be computed again (but its last token always is): *reused says how many tokens, NULL = not asked. The work is done
 // by edgellm_step.
 //
-// The session's caller only; no memory is asked for. Errors: E_ARG (also: no tokens, or one out of range), E_CONTEXT (more
-// than n_ctx), E_BUSY, E_FORKED, E_INTERNAL.
+// The session's caller only; no memory is asked for, but to replace what is shared with a fork (edgellm_session_fork).
+// Errors: E_ARG (also: no tokens, or one out of range), E_CONTEXT (more than n_ctx), E_NOMEM, E_BUSY, E_FORKED, E_INTERNAL.
 EDGELLM_API
 EDGELLM_CHECK
 edgellm_status edgellm_session_prompt(struct edgellm_session *s,
@@ -675,8 +692,8 @@ edgellm_status edgellm_session_append(struct edgellm_session *s,
 
 // Keeps the first `n_keep` tokens of the session and starts a new run from there.
 //
-// The session's caller only; no memory is asked for. Errors: E_ARG (more than the session holds), E_BUSY, E_FORKED,
-// E_INTERNAL.
+// The session's caller only; no memory is asked for, but to replace what is shared with a fork (edgellm_session_fork).
+// Errors: E_ARG (more than the session holds), E_NOMEM, E_BUSY, E_FORKED, E_INTERNAL.
 EDGELLM_API EDGELLM_CHECK edgellm_status edgellm_session_rewind(struct edgellm_session *s, size_t n_keep);
 
 // How many tokens the session holds; 0 when `s` is no session of this process. Any thread.
@@ -739,6 +756,22 @@ edgellm_status edgellm_accept(struct edgellm_session *s,
                               edgellm_token t,
                               struct edgellm_event *ev);
 
+// How likely these `n` tokens are after what the session holds: to rank what a robot may do next without generating it.
+// logprobs[i] becomes the natural logarithm of the probability of t[i] after the session's tokens and t[0] to t[i - 1], in
+// the model, before any sampling setting. Their sum is that of the whole text.
+//
+// The session stays as it is: what is pending of its prompt is computed first (that work is kept, and a step need not do it
+// again), then these tokens in passes of prefill_chunk, and nothing of them is kept. The session's caller only; asks for no
+// memory after the session's first. A failure has written nothing. Errors: E_ARG (also: no tokens, or one out of range),
+// E_STATE (the session holds no tokens), E_CONTEXT (they do not fit after those that it holds), E_CANCELLED, E_NOMEM,
+// E_BUSY, E_DEVICE, E_FORKED, E_INTERNAL.
+EDGELLM_API
+EDGELLM_CHECK
+edgellm_status edgellm_score(struct edgellm_session *s,
+                             const edgellm_token *t,
+                             size_t n,
+                             float *logprobs);
+
 // What the session's steps took until now; `reset` other than 0 then starts all counts and percentiles anew.
 //
 // Any thread, also during a step. Errors: E_ARG, E_FORKED.
@@ -747,6 +780,72 @@ EDGELLM_CHECK
 edgellm_status edgellm_session_stats(const struct edgellm_session *s,
                                      struct edgellm_stats *out,
                                      uint32_t reset);
+
+// A second session that stands where this one does: the same tokens, sampling settings and pending text. Both go on
+// independently, on any threads, in whatever order they are freed. *out is the caller's to free.
+//
+// On the CPU the KV cache is copied on write, in pages of 256 positions: full pages are shared, the last one is copied by
+// this call, and steps never write to a shared page. edgellm_session_prompt and _rewind copy one when they go back into it:
+// then they ask for memory and may fail with E_NOMEM. So does a step that shifts a full context (EDGELLM_FULL_SHIFT), once.
+// On a CUDA device all of the KV cache is copied by this call. Everything else that a session needs is allocated here. A
+// step that AGAIN suspended starts over in the new session. Statistics start at zero.
+//
+// The session's caller only. Errors: E_ARG, E_NOMEM, E_BUSY, E_FORKED, E_INTERNAL; on a CUDA device also E_DEVICE_MEM,
+// E_DEVICE.
+EDGELLM_API
+EDGELLM_CHECK
+edgellm_status edgellm_session_fork(struct edgellm_session *s,
+                                    struct edgellm_session **out);
+
+// Everything that the session would go on from, as bytes: tokens, KV cache as it is stored, sampling settings, how far the
+// run is, text that was held back. A session of the same model that restores it, in this process or another one, goes on bit
+// for bit (on a machine and with a build that compute the same bits: for the CPU all do).
+//
+// *n is the length in bytes, mostly that of the KV cache of the tokens that are in it. Nothing in the bytes is secret to
+// who has them: they hold the whole conversation. A step that AGAIN suspended is saved as if it had not begun; statistics are
+// not saved. The session's caller only; the session stays as it is. Errors: E_ARG, E_BUFFER (*n is the length needed),
+// E_NOMEM, E_BUSY, E_DEVICE, E_FORKED, E_INTERNAL.
+EDGELLM_API
+EDGELLM_CHECK
+edgellm_status edgellm_session_save(struct edgellm_session *s,
+                                    void *buf,
+                                    size_t cap,
+                                    size_t *n);
+
+// Takes over what edgellm_session_save gave, all `n` bytes of it; sampling settings too. What the session held before is
+// gone, and a new run begins (edgellm_session_run). Its own n_ctx, prefill_chunk and on_full stay.
+//
+// All of it is checked before anything changes: whatever the error, the session is as it was. A bit that was flipped, bytes
+// that are missing or too many, or what is no saved session at all: E_INTEGRITY. Another model (model_info.fingerprint),
+// another kind of KV cache (kv_type, EDGELLM_LOAD_EXACT, CPU or CUDA), a version of the format that this library does not
+// know: E_MISMATCH. More tokens than n_ctx: E_CONTEXT. The checksum finds accidents, not forgers; what a forger writes is
+// still checked so far that nothing but the conversation can be wrong. Memory is asked for. The session's caller only. Other
+// errors: E_ARG, E_NOMEM, E_BUSY, E_FORKED, E_INTERNAL; E_DEVICE on a CUDA device, whose session may then only be freed.
+EDGELLM_API
+EDGELLM_CHECK
+edgellm_status edgellm_session_restore(struct edgellm_session *s,
+                                       const void *buf,
+                                       size_t n);
+
+// edgellm_session_save to a file descriptor: written from where it stands, one byte after the other, so that a pipe or a
+// socket will do; a call that is interrupted by a signal goes on. `fd` stays the caller's.
+//
+// When it fails, part of it may have been written, which no restore will take. For a file that is whole or not there: write
+// to a new file, fsync it, and rename it to its place. Errors: E_IO (edgellm_last_errno), and as edgellm_session_save.
+EDGELLM_API
+EDGELLM_CHECK
+edgellm_status edgellm_session_save_fd(struct edgellm_session *s,
+                                       int32_t fd);
+
+// edgellm_session_restore from a file descriptor: read from where it stands, up to the end of what was saved and no
+// further, so that several may follow one another. `fd` stays the caller's. The session changes only after all of it was
+// read and checked, so that much memory is needed for a moment.
+//
+// Errors: E_IO (edgellm_last_errno), and as edgellm_session_restore; where `fd` then stands is not defined.
+EDGELLM_API
+EDGELLM_CHECK
+edgellm_status edgellm_session_restore_fd(struct edgellm_session *s,
+                                          int32_t fd);
 
 #ifdef __cplusplus
 }  // extern "C"

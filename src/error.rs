@@ -45,6 +45,10 @@ pub enum Error {
     Format(String),
     /// The file is fine, this build cannot run it.
     Unsupported(String),
+    /// What was saved is damaged or incomplete.
+    Integrity(Message),
+    /// What was saved belongs to another model, layout or version.
+    Mismatch(String),
     /// The context is full: `capacity` tokens fit, `wanted` were asked for.
     Context {
         /// Tokens that fit.
@@ -82,14 +86,19 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::Argument(message) | Error::State(message) | Error::Device(message) | Error::Internal(message) => {
-                f.write_str(message)
-            }
+            Error::Argument(message)
+            | Error::State(message)
+            | Error::Integrity(message)
+            | Error::Device(message)
+            | Error::Internal(message) => f.write_str(message),
             Error::Busy => f.write_str("another thread is inside this session"),
             Error::NoMemory { what, bytes } => write!(f, "no memory for {what}: {bytes} bytes"),
             Error::DeviceMemory { what, bytes: 0 } => write!(f, "no memory of the device for {what}"),
             Error::DeviceMemory { what, bytes } => write!(f, "no memory of the device for {what}: {bytes} bytes"),
-            Error::Io { message, .. } | Error::Format(message) | Error::Unsupported(message) => f.write_str(message),
+            Error::Io { message, .. }
+            | Error::Format(message)
+            | Error::Unsupported(message)
+            | Error::Mismatch(message) => f.write_str(message),
             Error::Context { capacity, wanted } => {
                 write!(f, "context full: {wanted} tokens wanted, {capacity} fit")
             }

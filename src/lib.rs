@@ -45,4 +45,4 @@ pub use error::{Error, Result};
 pub use model::{LoadOptions, Model, Source};
 pub use quant::I2sLayout;
 pub use sampler::Sampling;
-pub use session::{Event, EventKind, Finish, Session, SessionOptions};
+pub use session::{Event, EventKind, Finish, OnFull, Session, SessionOptions};

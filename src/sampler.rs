@@ -139,8 +139,8 @@ impl Sampler {
         Ok(Sampler { candidates, recent })
     }
 
-    /// Chooses the token that follows `tokens` from its logits.
-    pub fn choose(&mut self, sampling: &Sampling, logits: &[f32], tokens: &[u32]) -> Result<u32> {
+    /// Chooses the token that follows `tokens` from its logits; the random number is that of `position`.
+    pub fn choose(&mut self, sampling: &Sampling, logits: &[f32], tokens: &[u32], position: u64) -> Result<u32> {
         if logits.iter().fold(false, |bad, logit| bad | !logit.is_finite()) {
             return Err(Error::Format("the logits are not finite: the weights hold NaN or infinity".into()));
         }
@@ -166,7 +166,7 @@ impl Sampler {
             let least = best.logit + libm::logf(sampling.min_p);
             self.candidates.retain(|candidate| candidate.logit >= least || candidate.token == best.token);
         }
-        Ok(self.draw(sampling, best.logit, tokens.len() as u64))
+        Ok(self.draw(sampling, best.logit, position))
     }
 
     /// Repeat, frequency and presence penalties, as in llama.cpp and the OpenAI API.
@@ -263,7 +263,7 @@ mod tests {
 
     fn choose(sampling: &Sampling, logits: &[f32], tokens: &[u32]) -> Result<u32> {
         sampling.check(logits.len())?;
-        Sampler::new(logits.len(), tokens.len().max(1))?.choose(sampling, logits, tokens)
+        Sampler::new(logits.len(), tokens.len().max(1))?.choose(sampling, logits, tokens, tokens.len() as u64)
     }
 
     /// How often each token is drawn over many positions.
@@ -272,7 +272,7 @@ mod tests {
         let mut counts = vec![0.0; logits.len()];
         let tokens = vec![0; draws];
         for position in 0..draws {
-            let token = sampler.choose(sampling, logits, &tokens[..position]).expect("a token");
+            let token = sampler.choose(sampling, logits, &tokens[..position], position as u64).expect("a token");
             counts[token as usize] += 1.0 / draws as f64;
         }
         counts

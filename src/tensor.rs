@@ -58,6 +58,29 @@ impl<T: Plain> Buffer<T> {
     pub fn bytes(&self) -> usize {
         self.len * size_of::<T>()
     }
+
+    /// The elements as they lie in memory.
+    pub fn as_bytes(&self) -> &[u8] {
+        // SAFETY: as in `deref`; `Plain` types have no padding.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr().cast(), self.bytes()) }
+    }
+
+    /// The elements as they lie in memory, to be changed.
+    pub fn as_bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `deref_mut`; whatever is written is a `T`, since `Plain` makes every pattern valid.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().cast(), self.bytes()) }
+    }
+
+    /// A part, to be written through a buffer that several threads have.
+    ///
+    /// # Safety
+    /// Nobody else reads or writes the part as long as the result lives, nor has a reference to it.
+    #[allow(clippy::mut_from_ref)] // That is its purpose.
+    pub unsafe fn shared_mut(&self, range: Range<usize>) -> &mut [T] {
+        assert!(range.start <= range.end && range.end <= self.len);
+        // SAFETY: in bounds by the line above, zeroed or written, unaliased by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().add(range.start), range.len()) }
+    }
 }
 
 impl<T: Plain> std::ops::Deref for Buffer<T> {

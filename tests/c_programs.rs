@@ -242,6 +242,21 @@ fn logits_do_not_depend_on_the_hosts_floating_point_mode() {
 }
 
 #[test]
+fn a_step_resumed_at_any_border_gives_the_bits_of_an_unbroken_one() {
+    run_everywhere("resume");
+}
+
+#[test]
+fn a_saved_session_goes_on_in_a_new_process_or_is_refused() {
+    run_everywhere("saved");
+}
+
+#[test]
+fn sessions_fork_score_and_shift() {
+    run_everywhere("sequences");
+}
+
+#[test]
 fn steps_ask_for_no_memory_and_write_nothing() {
     run_everywhere("quiet");
 }
@@ -289,7 +304,7 @@ fn programs_are_clean_under_valgrind() {
         return skip("valgrind is not installed");
     }
     // Not quiet.c, whose own malloc stands in valgrind's way, and not ftz.c: valgrind has no flush-to-zero.
-    for program in ["api", "misuse", "layouts", "threads", "workers", "fork"] {
+    for program in ["api", "misuse", "layouts", "threads", "workers", "fork", "resume", "saved", "sequences"] {
         let path = compile(program, LANGUAGES[0], Link::Shared, &[]);
         let mut valgrind = Command::new("valgrind");
         // The child of a fork cannot free what is its parent's.
@@ -319,7 +334,7 @@ fn programs_are_clean_under_address_sanitizer() {
         return skip("AddressSanitizer does not run under this emulator");
     }
     // Not quiet.c, whose own malloc is in the way.
-    for program in ["api", "misuse", "layouts", "threads", "workers", "fork", "ftz"] {
+    for program in ["api", "misuse", "layouts", "threads", "workers", "fork", "ftz", "resume", "saved", "sequences"] {
         let path = compile(program, LANGUAGES[0], Link::Shared, &flags);
         // Leaks are valgrind's; LeakSanitizer does not work where ptrace is not allowed.
         succeed(cross::program(&path).args(models(program)).args(brief(program)).env("ASAN_OPTIONS", "detect_leaks=0"));

@@ -246,6 +246,83 @@ fn log_probabilities_are_those_of_the_softmax() {
 }
 
 #[test]
+fn forked_and_restored_sessions_go_on_as_the_first() {
+    let Some(index) = device() else { return };
+    for (name, bytes, vocab) in [models().remove(1), models().pop().expect("some")] {
+        let model = load(bytes, Device::Cuda(index));
+        let sampling = Sampling { temperature: 0.9, seed: 4, ignore_eos: true, max_tokens: 30, ..Sampling::default() };
+        let mut first = session(&model, 32);
+        first.set_sampling(&sampling).expect("good");
+        first.prompt(&tokens(100, vocab)).expect("room");
+        // While the prompt is computed, with logits that no token was chosen from, and between generated tokens.
+        for stage in 0..4 {
+            match stage {
+                0 => assert_eq!(first.step(None).expect("a good model").kind, EventKind::Prefill),
+                1 => drop(logits(&mut first)),
+                _ => assert_eq!(first.step(None).expect("a good model").kind, EventKind::Token),
+            }
+            let mut state = Vec::new();
+            let mut sink = |part: &[u8]| {
+                state.extend_from_slice(part);
+                Ok(())
+            };
+            first.save().expect("memory").write(&mut sink).expect("a good device");
+            let mut forked = first.fork().expect("memory");
+            let mut restored = session(&model, 16);
+            restored.restore(&state).expect("as it was saved");
+            let mut again = first.fork().expect("memory");
+            assert_eq!(bits(&logits(&mut forked)), bits(&logits(&mut again)), "{name}, {stage}: logits of forks");
+            if stage > 0 {
+                assert_eq!(bits(&logits(&mut restored)), bits(&logits(&mut again)), "{name}, {stage}: restored logits");
+            }
+            while again.step(None).expect("a good model").kind != EventKind::End {}
+            for (how, session) in [("forked", &mut forked), ("restored", &mut restored)] {
+                while session.step(None).expect("a good model").kind != EventKind::End {}
+                assert_eq!(session.tokens(), again.tokens(), "{name}, {stage}: {how}");
+            }
+            let damaged = &state[..state.len() - 1];
+            assert!(matches!(restored.restore(damaged), Err(Error::Integrity(_))), "{name}");
+        }
+        let mut cpu = Session::new(&load(bytes, Device::Cpu), &SessionOptions::default()).expect("memory");
+        let mut state = Vec::new();
+        let mut sink = |part: &[u8]| {
+            state.extend_from_slice(part);
+            Ok(())
+        };
+        first.save().expect("memory").write(&mut sink).expect("a good device");
+        assert!(matches!(cpu.restore(&state), Err(Error::Mismatch(_))), "{name}: another layout");
+    }
+}
+
+#[test]
+fn scores_are_the_logprobs_of_accepting_token_by_token() {
+    let Some(index) = device() else { return };
+    let (_, bytes, vocab) = models().remove(0);
+    // With int8 activations the bits of a generated token are others than those of a given one.
+    let options = LoadOptions { device: Device::Cuda(index), f16_activations: true, ..LoadOptions::default() };
+    let model = Model::load(Source::Bytes(bytes), options).expect("a good model");
+    let text: Vec<u32> = tokens(60, vocab).split_off(20);
+    let start = || {
+        let mut session = session(&model, 16);
+        session.prompt(&tokens(20, vocab)).expect("room");
+        session
+    };
+    let mut by_hand = start();
+    let accept = |token: &u32| {
+        by_hand.forward(None).expect("a good model");
+        by_hand.accept(*token).expect("room").logprob.to_bits()
+    };
+    let expected: Vec<u32> = text.iter().map(accept).collect();
+    let mut scored = start();
+    for _ in 0..2 {
+        assert_eq!(bits(scored.score(&text).expect("a good text")), expected);
+    }
+    assert_eq!(bits(&logits(&mut scored)), bits(&logits(&mut start())), "as it was");
+    let go_on = |session: &mut Session| session.step(None).expect("a good model").token;
+    assert_eq!(go_on(&mut scored), go_on(&mut start()));
+}
+
+#[test]
 fn the_trained_model_answers_as_on_the_cpu() {
     let Some(index) = device() else { return };
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/edgellm-tiny-b1.58.gguf");

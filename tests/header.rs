@@ -3,8 +3,9 @@
 use std::path::Path;
 
 /// In the order in which the header tells them.
-const SOURCES: [&str; 11] =
-    ["status", "version", "log", "types", "device", "handle", "model", "tokens", "chat", "session", "generate"];
+const SOURCES: [&str; 12] = [
+    "status", "version", "log", "types", "device", "handle", "model", "tokens", "chat", "session", "generate", "saved",
+];
 
 fn generate() -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

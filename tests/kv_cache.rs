@@ -17,7 +17,7 @@ fn best(bytes: &'static [u8]) -> Arc<Model> {
 }
 
 fn session(model: &Arc<Model>, prefill_chunk: usize, kv_format: KvFormat) -> Session {
-    Session::new(model, &SessionOptions { context_len: 0, prefill_chunk, kv_format }).expect("memory")
+    Session::new(model, &SessionOptions { prefill_chunk, kv_format, ..SessionOptions::default() }).expect("memory")
 }
 
 fn tokens(count: usize, vocab: usize) -> Vec<u32> {

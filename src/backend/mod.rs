@@ -206,6 +206,8 @@ pub trait Sequence: Send {
     fn ffn_out(&mut self, layer: usize) -> Result<()>;
     /// RMSNorm and output projection of the pass's last token.
     fn head(&mut self) -> Result<()>;
+    /// The same of another row of the pass, which has no head itself; more than one in any order.
+    fn head_of_row(&mut self, row: usize) -> Result<()>;
     /// In how many pieces a machine takes a pass over one generated token, when it does so in larger ones than stages;
     /// 0 = the stages it is. `paced`: somebody wants to stop between them.
     fn decode_pieces(&self, paced: bool) -> usize {
@@ -231,4 +233,27 @@ pub trait Sequence: Send {
     fn log_sum_exp(&self) -> f32;
     /// Memory of the KV cache.
     fn kv_bytes(&self) -> usize;
+    /// Another sequence with the first `positions` of this one's KV cache, whose memory they may share. Its logits are
+    /// nothing's.
+    fn fork(&mut self, positions: usize) -> Result<Box<dyn Sequence>>;
+    /// Memory of its own for positions from `from` on, so that passes can write there. To be called when they were not the
+    /// next ones to be written at the last fork; a failure has changed nothing.
+    fn unshare(&mut self, from: usize) -> Result<()> {
+        let _ = from;
+        Ok(())
+    }
+    /// Describes what `kv_save` saves: what has the same layout can be restored.
+    fn kv_layout(&self) -> String;
+    /// How many bytes `kv_save` gives for the first `positions`.
+    fn kv_saved_bytes(&self, positions: usize) -> usize;
+    /// Gives the first `positions` of the KV cache, part by part.
+    fn kv_save(&mut self, positions: usize, sink: Sink<'_>) -> Result<()>;
+    /// Takes what `kv_save` gave of a sequence of the same model and layout, all of it. On the CPU a failure has changed
+    /// nothing.
+    fn kv_restore(&mut self, positions: usize, saved: &[u8]) -> Result<()>;
+    /// Makes these the logits of the last pass: (vocab_len), and what `log_sum_exp` said of them.
+    fn set_logits(&mut self, logits: &[f32], log_sum_exp: f32) -> Result<()>;
 }
+
+/// What becomes of bytes that are saved.
+pub type Sink<'a> = &'a mut dyn FnMut(&[u8]) -> Result<()>;

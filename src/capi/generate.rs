@@ -2,7 +2,7 @@
 
 use super::guard::{guard, guard_signal, guard_status};
 use super::handle::{Handle, Shared, edgellm_session, with_session};
-use super::memory::Out;
+use super::memory::{Buffer, Out, tokens};
 use super::sized::{OutStruct, init, sized};
 use super::status::{EDGELLM_AGAIN, EDGELLM_END, EDGELLM_OK, Failure, edgellm_status};
 use super::types::{edgellm_str, edgellm_token};
@@ -298,6 +298,33 @@ pub unsafe extern "C" fn edgellm_accept(
         let (status, event) = unsafe { with_session(s, |session| Ok(for_c(&session.accept(token)?)))? };
         out.write(&event);
         Ok(status)
+    })
+}
+
+/// How likely these `n` tokens are after what the session holds: to rank what a robot may do next without generating it.
+/// logprobs[i] becomes the natural logarithm of the probability of t[i] after the session's tokens and t[0] to t[i - 1], in
+/// the model, before any sampling setting. Their sum is that of the whole text.
+///
+/// The session stays as it is: what is pending of its prompt is computed first (that work is kept, and a step need not do it
+/// again), then these tokens in passes of prefill_chunk, and nothing of them is kept. The session's caller only; asks for no
+/// memory after the session's first. A failure has written nothing. Errors: E_ARG (also: no tokens, or one out of range),
+/// E_STATE (the session holds no tokens), E_CONTEXT (they do not fit after those that it holds), E_CANCELLED, E_NOMEM,
+/// E_BUSY, E_DEVICE, E_FORKED, E_INTERNAL.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn edgellm_score(
+    s: *mut edgellm_session,
+    t: *const edgellm_token,
+    n: usize,
+    logprobs: *mut f32,
+) -> edgellm_status {
+    guard_status(|| {
+        // SAFETY: the caller's contract.
+        let (tokens, mut count) = (unsafe { tokens(t, n)? }, 0);
+        // SAFETY: the caller's contract; the count that is written is a variable of ours.
+        let out = unsafe { Buffer::new(logprobs, n, &mut count)? };
+        // SAFETY: the caller's contract.
+        unsafe { with_session(s, |session| out.write(session.score(tokens)?)) }
     })
 }
 

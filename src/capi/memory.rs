@@ -11,6 +11,18 @@ const NUL: usize = usize::MAX;
 /// No caller means more elements than this: such a length is a mistake, and is not read.
 const LEN_MAX: usize = i32::MAX as usize;
 
+/// `count` bytes at `pointer`, which may be more than [`LEN_MAX`].
+///
+/// # Safety
+/// As for [`slice`].
+pub(super) unsafe fn blob<'a>(pointer: *const u8, count: usize, what: &str) -> Result<&'a [u8]> {
+    if pointer.is_null() || count > isize::MAX as usize {
+        return Err(Error::argument(format!("{what}: NULL, or a length of more than there is memory ({count})")));
+    }
+    // SAFETY: not NULL, readable by the contract, no longer than an isize.
+    Ok(unsafe { std::slice::from_raw_parts(pointer, count) })
+}
+
 /// `count` values at `pointer`, which may be NULL when there are none.
 ///
 /// # Safety
@@ -134,6 +146,40 @@ pub(super) struct Buffer<T> {
     pointer: *mut T,
     capacity: usize,
     len: Out<usize>,
+}
+
+impl Buffer<u8> {
+    /// Writes the length that is needed and, if there is room for it, gives what takes the bytes, part by part.
+    pub(super) fn room(self, needed: usize) -> Result<Room, Failure> {
+        self.len.write(needed);
+        match needed <= self.capacity {
+            true => Ok(Room { pointer: self.pointer, left: needed }),
+            false => Err(Failure::Buffer { needed, capacity: self.capacity }),
+        }
+    }
+}
+
+/// What is left of a caller's buffer.
+pub(super) struct Room {
+    pointer: *mut u8,
+    left: usize,
+}
+
+impl Room {
+    /// Appends bytes of ours.
+    pub(super) fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        if bytes.len() > self.left {
+            return Err(Error::Internal("more bytes than were announced".into()));
+        }
+        // SAFETY: within what `Buffer::new` was promised, by the line above; memory of ours, so the two do not overlap. With
+        // no bytes the pointer may be NULL, which a copy of nothing allows.
+        unsafe {
+            self.pointer.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+            self.pointer = self.pointer.add(bytes.len());
+        }
+        self.left -= bytes.len();
+        Ok(())
+    }
 }
 
 impl<T: Copy> Buffer<T> {

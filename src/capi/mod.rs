@@ -15,6 +15,7 @@ pub mod device;
 pub mod generate;
 pub mod log;
 pub mod model;
+pub mod saved;
 pub mod session;
 pub mod status;
 pub mod tokens;

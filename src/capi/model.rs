@@ -157,6 +157,11 @@ pub struct edgellm_model_info {
     pub n_eos: u32,
     /// Memory that the weights take on a CUDA device, in bytes; 0 when they are on the CPU.
     pub weight_bytes_device: u64,
+    /// Names the model as the owner of saved sessions: a hash of the file's header (metadata, vocabulary, names and places of
+    /// tensors), of four samples of every tensor, and of the choice of i2s_layout. It tells apart models that were trained,
+    /// converted or quantized differently; a few weights changed in between the samples it does not see, nor is it a
+    /// protection against forgery.
+    pub fingerprint: [u8; 32],
 }
 
 const EMPTY: edgellm_str = edgellm_str { ptr: std::ptr::null(), len: 0 };
@@ -174,6 +179,7 @@ sized!(edgellm_model_info {
     has_chat_template: 0,
     n_eos: 0,
     weight_bytes_device: 0,
+    fingerprint: [0; 32],
 });
 
 /// The model behind a handle.
@@ -380,6 +386,7 @@ pub unsafe extern "C" fn edgellm_model_get_info(
             quant: info.quant.as_bytes().into(),
             has_chat_template: u32::from(tokenizer.is_some_and(|tokenizer| tokenizer.has_chat_template())),
             n_eos: clamp(tokenizer.map_or(0, |tokenizer| tokenizer.eos().len())),
+            fingerprint: *model.fingerprint(),
         });
         Ok(EDGELLM_OK)
     })

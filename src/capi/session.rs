@@ -7,7 +7,7 @@ use super::model::model;
 use super::sized::{init, read_optional, sized};
 use super::status::{EDGELLM_OK, edgellm_status};
 use super::types::{edgellm_logit_bias, edgellm_str, edgellm_token};
-use crate::{Error, KvFormat, Result, Sampling, Session, SessionOptions};
+use crate::{Error, KvFormat, OnFull, Result, Sampling, Session, SessionOptions};
 
 /// F16; of a model loaded with EDGELLM_LOAD_EXACT, f32, which then is the only choice.
 pub const EDGELLM_KV_AUTO: i32 = 0;
@@ -19,6 +19,13 @@ pub const EDGELLM_KV_F16: i32 = 1;
 /// Qwen2.5-0.5B (Q4_K_M, 512 tokens) 0.00055, with F16 0.00046. That is the set `plain` of
 /// `tests/reference/compare.py MODEL.gguf --tokens N --engines edgellm,edgellm-kv-i8`.
 pub const EDGELLM_KV_I8: i32 = 2;
+
+/// The generation ends with EDGELLM_FINISH_LENGTH.
+pub const EDGELLM_FULL_STOP: i32 = 0;
+/// Of the tokens after the first n_keep the older half is dropped, and generation goes on. What follows them is computed anew
+/// at its new positions, by steps like a prompt's (EDGELLM_EV_PREFILL, AGAIN at a deadline). edgellm_session_length shrinks.
+/// edgellm_session_prompt and _append drop nothing: more than n_ctx stays E_CONTEXT.
+pub const EDGELLM_FULL_SHIFT: i32 = 1;
 
 /// How a session is made.
 #[repr(C)]
@@ -34,6 +41,10 @@ pub struct edgellm_session_params {
     pub prefill_chunk: u32,
     /// EDGELLM_KV_*: what the session keeps of the keys and values of past tokens.
     pub kv_type: i32,
+    /// EDGELLM_FULL_*: what happens when a token is to be generated and n_ctx is reached.
+    pub on_full: i32,
+    /// With EDGELLM_FULL_SHIFT: the first tokens, for example a system prompt, that are never dropped; at most n_ctx - 2.
+    pub n_keep: u32,
 }
 
 sized!(edgellm_session_params {
@@ -42,6 +53,8 @@ sized!(edgellm_session_params {
     n_ctx: 0,
     prefill_chunk: 0,
     kv_type: EDGELLM_KV_AUTO,
+    on_full: EDGELLM_FULL_STOP,
+    n_keep: 0,
 });
 
 /// How a token is chosen from the logits. The defaults are greedy.
@@ -139,6 +152,7 @@ pub unsafe extern "C" fn edgellm_session_new(
             context_len: params.n_ctx as usize,
             prefill_chunk: params.prefill_chunk as usize,
             kv_format: kv_format(params.kv_type)?,
+            on_full: on_full(&params)?,
         };
         out.write(Handle::new(Shared::new(Session::new(model, &options)?)));
         Ok(EDGELLM_OK)
@@ -151,6 +165,14 @@ fn kv_format(kv_type: i32) -> Result<KvFormat> {
         EDGELLM_KV_F16 => Ok(KvFormat::F16),
         EDGELLM_KV_I8 => Ok(KvFormat::I8),
         unknown => Err(Error::argument(format!("session_params.kv_type: {unknown} is no EDGELLM_KV_*"))),
+    }
+}
+
+fn on_full(params: &edgellm_session_params) -> Result<OnFull> {
+    match params.on_full {
+        EDGELLM_FULL_STOP => Ok(OnFull::Stop),
+        EDGELLM_FULL_SHIFT => Ok(OnFull::Shift { keep: params.n_keep as usize }),
+        unknown => Err(Error::argument(format!("session_params.on_full: {unknown} is no EDGELLM_FULL_*"))),
     }
 }
 
@@ -260,8 +282,8 @@ fn reserved<T>(len: usize, what: &'static str) -> Result<Vec<T>> {
 /// not be computed again (but its last token always is): *reused says how many tokens, NULL = not asked. The work is done
 /// by edgellm_step.
 ///
-/// The session's caller only; no memory is asked for. Errors: E_ARG (also: no tokens, or one out of range), E_CONTEXT (more
-/// than n_ctx), E_BUSY, E_FORKED, E_INTERNAL.
+/// The session's caller only; no memory is asked for, but to replace what is shared with a fork (edgellm_session_fork).
+/// Errors: E_ARG (also: no tokens, or one out of range), E_CONTEXT (more than n_ctx), E_NOMEM, E_BUSY, E_FORKED, E_INTERNAL.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn edgellm_session_prompt(
@@ -302,8 +324,8 @@ pub unsafe extern "C" fn edgellm_session_append(
 
 /// Keeps the first `n_keep` tokens of the session and starts a new run from there.
 ///
-/// The session's caller only; no memory is asked for. Errors: E_ARG (more than the session holds), E_BUSY, E_FORKED,
-/// E_INTERNAL.
+/// The session's caller only; no memory is asked for, but to replace what is shared with a fork (edgellm_session_fork).
+/// Errors: E_ARG (more than the session holds), E_NOMEM, E_BUSY, E_FORKED, E_INTERNAL.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn edgellm_session_rewind(s: *mut edgellm_session, n_keep: usize) -> edgellm_status {

@@ -79,6 +79,8 @@ impl Failure {
                 Error::Io { .. } => EDGELLM_E_IO,
                 Error::Format(_) => EDGELLM_E_FORMAT,
                 Error::Unsupported(_) => EDGELLM_E_UNSUPPORTED,
+                Error::Integrity(_) => EDGELLM_E_INTEGRITY,
+                Error::Mismatch(_) => EDGELLM_E_MISMATCH,
                 Error::Context { .. } => EDGELLM_E_CONTEXT,
                 Error::Cancelled => EDGELLM_E_CANCELLED,
                 Error::Device(_) => EDGELLM_E_DEVICE,

@@ -1,6 +1,7 @@
 //! Model files: GGUF parsing, limits and memory mapping. Past this layer sizes are trusted.
 
 mod cursor;
+mod fingerprint;
 pub mod gguf;
 mod mapping;
 mod metadata;

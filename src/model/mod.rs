@@ -96,6 +96,7 @@ pub struct Model {
     quant: String,
     tensors: Vec<TensorSummary>,
     parameters: u64,
+    fingerprint: [u8; 32],
     load_ns: u64,
 }
 
@@ -196,6 +197,8 @@ impl Model {
         let pool = ThreadPool::start(pool_options)?;
         let backend_options = Options { kernels, pool, exact, keep_file };
         let backend = backend(wanted, &config, weights, &file, backend_options, &mut progress)?;
+        // After the weights have been read: what it samples is in the system's cache.
+        let fingerprint = file.fingerprint();
         let (tensors, quant) = summary(&file);
         let model = Model {
             name: metadata.string("general.name").ok().flatten().unwrap_or_default().to_owned(),
@@ -206,6 +209,7 @@ impl Model {
             metadata,
             tokenizer,
             backend,
+            fingerprint,
             load_ns: start.elapsed().as_nanos() as u64,
         };
         log::info!(
@@ -250,6 +254,13 @@ impl Model {
     /// Scalars and strings of the file's metadata, and arrays shorter than a vocabulary.
     pub fn metadata(&self) -> &Metadata {
         &self.metadata
+    }
+
+    /// Names the model as the owner of a saved session: see [`ModelFile::fingerprint`].
+    ///
+    /// [`ModelFile::fingerprint`]: crate::file::ModelFile::fingerprint
+    pub fn fingerprint(&self) -> &[u8; 32] {
+        &self.fingerprint
     }
 
     /// None when the file has no vocabulary.

@@ -1,9 +1,13 @@
 //! One sequence being generated.
 
 mod control;
+mod fork;
+mod saved;
+mod score;
 mod text;
 
 pub use control::{Control, Stats};
+pub use saved::Saving;
 
 use crate::backend::{KvFormat, Sequence};
 use crate::cpu::environment::FloatEnvironment;
@@ -11,6 +15,7 @@ use crate::model::forward::{self, Pass, Progress};
 use crate::sampler::Sampler;
 use crate::{Error, Model, Result, Sampling};
 use control::Counter;
+use score::Scored;
 use std::sync::Arc;
 use std::time::Instant;
 use text::TextOut;
@@ -24,6 +29,22 @@ pub struct SessionOptions {
     pub prefill_chunk: usize,
     /// What is kept of keys and values.
     pub kv_format: KvFormat,
+    /// What happens when a token is to be generated and the context is full.
+    pub on_full: OnFull,
+}
+
+/// What a session does when its context is full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnFull {
+    /// The run ends with [`Finish::Length`].
+    #[default]
+    Stop,
+    /// Keeps the first `keep` tokens (a system prompt), drops the older half of the others, and goes on: what follows the
+    /// dropped ones is computed anew at its new positions, in steps as a prompt is. `prompt` and `append` drop nothing.
+    Shift {
+        /// At most the context length less 2.
+        keep: usize,
+    },
 }
 
 const CONTEXT_DEFAULT_MAX: usize = 4096;
@@ -82,7 +103,10 @@ pub struct Session {
     sequence: Box<dyn Sequence>,
     context_len: usize,
     prefill_chunk: usize,
+    on_full: OnFull,
     tokens: Vec<u32>,
+    /// How many tokens were dropped from a full context since `prompt`: the next one's position counts them.
+    dropped: usize,
     /// How many of `tokens` are in the KV cache.
     cached: usize,
     /// The logits after the last of `tokens` are there.
@@ -93,10 +117,12 @@ pub struct Session {
     sampling: Sampling,
     sampler: Sampler,
     text: TextOut,
+    scored: Option<Scored>,
     control: Arc<Control>,
 }
 
 /// What has happened since `prompt`, `append` or `rewind`.
+#[derive(Clone, Copy)]
 struct Run {
     start: Instant,
     /// The tokens `prompt_start..prompt_end` were not in the cache when the run started.
@@ -137,6 +163,13 @@ impl Session {
             chunk => chunk,
         };
         let prefill_chunk = prefill_chunk.min(context_len);
+        if let OnFull::Shift { keep } = options.on_full
+            && keep.saturating_add(2) > context_len
+        {
+            let text =
+                format!("{keep} tokens to keep of a full context: it has {context_len}, of which 2 must be free to go");
+            return Err(Error::argument(text));
+        }
         let mut tokens = Vec::new();
         let bytes = context_len * size_of::<u32>();
         tokens.try_reserve_exact(context_len).map_err(|_| Error::NoMemory { what: "a session's tokens", bytes })?;
@@ -148,12 +181,15 @@ impl Session {
             text: TextOut::new(model.tokenizer())?,
             context_len,
             prefill_chunk,
+            on_full: options.on_full,
             tokens,
+            dropped: 0,
             cached: 0,
             logits_ready: false,
             pass: None,
             run: Run { start: Instant::now(), prompt_start: 0, prompt_end: 0, generated: 0, finish: None },
             sampling: Sampling::default(),
+            scored: None,
             model: model.clone(),
         })
     }
@@ -190,9 +226,8 @@ impl Session {
     pub fn prompt(&mut self, tokens: &[u32]) -> Result<usize> {
         self.check_new(tokens, 0)?;
         let common = self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
-        self.tokens.truncate(common);
-        self.tokens.extend_from_slice(&tokens[common..]);
-        self.start_run(common);
+        self.start_run(common, &tokens[common..])?;
+        self.dropped = 0;
         self.control.add(Counter::TokensReused, self.cached as u64);
         self.control.add(Counter::TokensPrompt, tokens.len() as u64);
         Ok(self.cached)
@@ -201,9 +236,7 @@ impl Session {
     /// Starts a run that goes on with these tokens after the sequence.
     pub fn append(&mut self, tokens: &[u32]) -> Result<()> {
         self.check_new(tokens, self.tokens.len())?;
-        let before = self.tokens.len();
-        self.tokens.extend_from_slice(tokens);
-        self.start_run(before);
+        self.start_run(self.tokens.len(), tokens)?;
         self.control.add(Counter::TokensPrompt, tokens.len() as u64);
         Ok(())
     }
@@ -214,9 +247,7 @@ impl Session {
             let text = format!("rewind to {keep}: the sequence has {} tokens", self.tokens.len());
             return Err(Error::argument(text));
         }
-        self.tokens.truncate(keep);
-        self.start_run(keep);
-        Ok(())
+        self.start_run(keep, &[])
     }
 
     fn check_new(&self, tokens: &[u32], before: usize) -> Result<()> {
@@ -235,10 +266,14 @@ impl Session {
         Ok(())
     }
 
-    /// The tokens before `unchanged` are as they were.
-    fn start_run(&mut self, unchanged: usize) {
+    /// Keeps the first `keep` tokens, adds `more`, and starts a run.
+    fn start_run(&mut self, keep: usize, more: &[u32]) -> Result<()> {
         // The last token always runs again: its logits are what the run begins with.
-        self.cached = self.cached.min(unchanged).min(self.tokens.len().saturating_sub(1));
+        let cached = self.cached.min(keep).min((keep + more.len()).saturating_sub(1));
+        self.sequence.unshare(cached)?;
+        self.cached = cached;
+        self.tokens.truncate(keep);
+        self.tokens.extend_from_slice(more);
         self.logits_ready = false;
         self.pass = None;
         self.text.clear();
@@ -246,6 +281,27 @@ impl Session {
         self.run = Run { start: Instant::now(), prompt_start, prompt_end, generated: 0, finish: None };
         self.control.start_run();
         self.control.set_length(self.tokens.len());
+        Ok(())
+    }
+
+    /// Drops the older half of what follows the tokens to keep, when the context is full and that is wanted.
+    fn make_room(&mut self) -> Result<()> {
+        let OnFull::Shift { keep } = self.on_full else { return Ok(()) };
+        let len = self.tokens.len();
+        if len < self.context_len {
+            return Ok(());
+        }
+        let cached = self.cached.min(keep);
+        self.sequence.unshare(cached)?;
+        let drop = (len - keep) / 2;
+        self.tokens.drain(keep..keep + drop);
+        self.dropped += drop;
+        self.cached = cached;
+        (self.logits_ready, self.pass) = (false, None);
+        // To be computed like a prompt, whose progress events tell.
+        (self.run.prompt_start, self.run.prompt_end) = (cached, self.tokens.len());
+        self.control.set_length(self.tokens.len());
+        Ok(())
     }
 
     /// At most one forward pass: one prefill chunk or one token. Past `deadline`: [`EventKind::Again`].
@@ -263,11 +319,15 @@ impl Session {
         if self.run.finish.is_some() {
             return Ok(Outcome::of(EventKind::End));
         }
-        let full = self.tokens.len() >= self.context_len && self.run.generated > 0;
         let enough = self.sampling.max_tokens > 0 && self.run.generated >= self.sampling.max_tokens;
+        if !enough {
+            self.make_room()?;
+        }
+        let full = self.tokens.len() >= self.context_len && self.run.generated > 0;
         if full || enough {
             return Ok(self.finish(Finish::Length, Outcome::of(EventKind::End)));
         }
+        let decodes = self.cached >= self.run.prompt_end && self.run.generated > 0;
         if !self.logits_ready && !self.run_pass(deadline)? {
             return Ok(Outcome::of(EventKind::Again));
         }
@@ -280,11 +340,14 @@ impl Session {
         let sampling_start = Instant::now();
         let token = match self.sequence.best() {
             Some((token, _)) if self.sampling.is_plain_greedy() => token,
-            _ => self.sampler.choose(&self.sampling, self.sequence.logits()?, &self.tokens)?,
+            _ => {
+                let position = self.dropped + self.tokens.len();
+                self.sampler.choose(&self.sampling, self.sequence.logits()?, &self.tokens, position as u64)?
+            }
         };
         let logprob = self.logprob(token)?;
         self.control.add(Counter::NsSample, sampling_start.elapsed().as_nanos() as u64);
-        if self.run.generated > 0 {
+        if decodes {
             self.control.decode_step(start.elapsed().as_nanos() as u64);
         }
         self.commit(token, logprob)
@@ -295,6 +358,7 @@ impl Session {
     /// False = the deadline came first: call again.
     pub fn forward(&mut self, deadline: Option<Instant>) -> Result<bool> {
         let _environment = FloatEnvironment::enter();
+        self.make_room()?;
         while !self.logits_ready {
             if !self.run_pass(deadline)? {
                 return Ok(false);
@@ -351,7 +415,7 @@ impl Session {
             self.control.clear_cancel();
             return Err(Error::Cancelled);
         }
-        let counter = if self.run.generated == 0 { Counter::NsPrefill } else { Counter::NsDecode };
+        let counter = if self.cached < self.run.prompt_end { Counter::NsPrefill } else { Counter::NsDecode };
         self.control.add(counter, start.elapsed().as_nanos() as u64);
         if !done {
             self.pass = Some((count, progress));

@@ -26,6 +26,33 @@ impl TextOut {
         Ok(text)
     }
 
+    /// A new one that stands where another did that had these stop texts, and of which [`TextOut::waiting`] said this; None
+    /// when none can have.
+    pub fn resumed(
+        tokenizer: Option<&Tokenizer>,
+        stops: &[String],
+        (pending, held): (&[u8], &str),
+    ) -> Result<Option<Self>> {
+        let mut text = TextOut::new(tokenizer)?;
+        text.set_stops(stops)?;
+        if held.len() + text.longest_push > text.held.capacity() {
+            return Ok(None);
+        }
+        for byte in pending {
+            match text.stream.as_mut().map(|stream| stream.push(&[*byte])) {
+                Some(Ok("")) => {}
+                _ => return Ok(None),
+            }
+        }
+        text.held.push_str(held);
+        Ok(Some(text))
+    }
+
+    /// What has come and is not shown yet: bytes of an unfinished character, and text that may become a stop text.
+    pub fn waiting(&self) -> (&[u8], &str) {
+        (self.stream.as_ref().map_or(&[], Utf8Stream::pending), &self.held)
+    }
+
     /// Sets the texts that end a run.
     pub fn set_stops(&mut self, stops: &[String]) -> Result<()> {
         let longest_stop = stops.iter().map(String::len).max().unwrap_or(0);

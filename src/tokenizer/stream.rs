@@ -72,6 +72,11 @@ impl Utf8Stream {
         &self.text
     }
 
+    /// The bytes of an unfinished character.
+    pub fn pending(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Forgets an unfinished character.
     pub fn clear(&mut self) {
         self.bytes.clear();

@@ -111,6 +111,8 @@ pub fn refusal<T>(result: Result<T, impl std::borrow::Borrow<Error>>) -> (&'stat
         Error::Io { .. } => "Io",
         Error::Format(_) => "Format",
         Error::Unsupported(_) => "Unsupported",
+        Error::Integrity(_) => "Integrity",
+        Error::Mismatch(_) => "Mismatch",
         Error::Context { .. } => "Context",
         Error::Cancelled => "Cancelled",
         Error::Device(_) => "Device",

@@ -1,30 +1,46 @@
-//! The KV cache: keys and values of past positions, per layer and kv head.
+//! The KV cache: keys and values of past positions, per layer and kv head, in pages that forked sequences share.
 
 use super::Inner;
 use super::key_bias::KeyBias;
 use crate::backend::{KvFormat, Shape};
 use crate::cpu::Kernels;
-use crate::cpu::lanes::{self, ATTENTION_TILE, KV_BLOCK};
-use crate::tensor::{Buffer, Disjoint, Plain};
+use crate::cpu::lanes::{self, ATTENTION_SEGMENT, ATTENTION_TILE, KV_BLOCK};
+use crate::tensor::{Buffer, Plain};
 use crate::{Error, Result};
+use std::ops::Range;
+use std::sync::Arc;
 
-/// Keys: (layers, kv_heads, positions_max / 32, head_dim, 32), as attention reads them. Values: (layers, kv_heads,
-/// positions_max, head_dim).
+/// Positions of a page.
+pub const PAGE: usize = ATTENTION_SEGMENT;
+
+/// All pages that the context needs. Those whose positions are all in use may be shared with other sequences; what is
+/// written to is this one's alone.
 pub struct KvCache {
-    storage: Storage,
-    kv_heads: usize,
-    head_dim: usize,
-    /// The context length in whole tiles of attention.
-    positions_max: usize,
+    pub(super) pages: Vec<Arc<Page>>,
+    /// What int8 keys are without.
+    pub(super) bias: Option<Arc<KeyBias>>,
+    pub(super) layers: usize,
+    pub(super) kv_heads: usize,
+    pub(super) head_dim: usize,
+}
+
+/// Keys: (layers, kv_heads, positions / 32, head_dim, 32), as attention reads them. Values: (layers, kv_heads, positions,
+/// head_dim).
+pub struct Page {
+    /// [`PAGE`], or in the last one the rest of the context in whole tiles of attention.
+    pub positions: usize,
+    pub storage: Storage,
 }
 
 /// Keys and values.
-struct Pair<T: Plain> {
-    keys: Buffer<T>,
-    values: Buffer<T>,
+pub struct Pair<T: Plain> {
+    pub keys: Buffer<T>,
+    pub values: Buffer<T>,
+    /// Elements of a key or a value.
+    pub width: usize,
 }
 
-enum Storage {
+pub enum Storage {
     F16(Pair<u16>),
     /// For exact sessions.
     F32(Pair<f32>),
@@ -34,61 +50,110 @@ enum Storage {
     I8 {
         quants: Pair<i8>,
         scales: Pair<u16>,
-        bias: Option<Box<KeyBias>>,
     },
 }
 
 /// The longest head (Llama's and Qwen3's are 128).
 pub const HEAD_DIM_MAX: usize = 512;
+const WHAT: &str = "the KV cache";
 
 impl<T: Plain> Pair<T> {
     fn new(rows: usize, width: usize) -> Result<Self> {
-        let what = "the KV cache";
-        let len = rows.checked_mul(width).ok_or(Error::NoMemory { what, bytes: usize::MAX })?;
-        Ok(Pair { keys: Buffer::zeroed(what, len)?, values: Buffer::zeroed(what, len)? })
+        let len = rows.checked_mul(width).ok_or(Error::NoMemory { what: WHAT, bytes: usize::MAX })?;
+        Ok(Pair { keys: Buffer::zeroed(WHAT, len)?, values: Buffer::zeroed(WHAT, len)?, width })
     }
 
     fn bytes(&self) -> usize {
         self.keys.bytes() + self.values.bytes()
     }
 
-    fn places(&mut self) -> Places<'_, T> {
-        Places { keys: Disjoint::new(&mut self.keys), values: Disjoint::new(&mut self.values) }
+    /// Writes row `row` of the values and its lane of the tile of keys. `row` counts positions through all layers and heads,
+    /// which have whole tiles of them.
+    ///
+    /// # Safety
+    /// Nobody else reads or writes this row or this lane.
+    unsafe fn write(&self, row: usize, key: &[T], value: &[T]) {
+        let width = value.len();
+        // SAFETY: the caller's promise.
+        unsafe { self.values.shared_mut(row * width..(row + 1) * width) }.copy_from_slice(value);
+        let lane = row % ATTENTION_TILE;
+        let tile = (row - lane) * width;
+        for (d, value) in key.iter().enumerate() {
+            let at = tile + d * ATTENTION_TILE + lane;
+            // SAFETY: the caller's promise.
+            unsafe { self.keys.shared_mut(at..at + 1).fill(*value) };
+        }
     }
 }
 
+impl Page {
+    /// `heads`: of all layers.
+    pub fn new(kind: Kind, heads: usize, positions: usize, head_dim: usize) -> Result<Self> {
+        // One row per position of a head. What does not fit a usize is refused as one does that no machine has.
+        let rows = heads.saturating_mul(positions);
+        let storage = match kind {
+            Kind::F16 => Storage::F16(Pair::new(rows, head_dim)?),
+            Kind::F32 => Storage::F32(Pair::new(rows, head_dim)?),
+            Kind::I8 => Storage::I8 { quants: Pair::new(rows, head_dim)?, scales: Pair::new(rows, blocks(head_dim))? },
+        };
+        Ok(Page { positions, storage })
+    }
+
+    pub fn kind(&self) -> Kind {
+        match self.storage {
+            Storage::F16(_) => Kind::F16,
+            Storage::F32(_) => Kind::F32,
+            Storage::I8 { .. } => Kind::I8,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match &self.storage {
+            Storage::F16(pair) => pair.bytes(),
+            Storage::F32(pair) => pair.bytes(),
+            Storage::I8 { quants, scales } => quants.bytes() + scales.bytes(),
+        }
+    }
+}
+
+/// What a page holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    F16,
+    F32,
+    I8,
+}
+
 impl KvCache {
-    /// All of the cache. Its pages are the operating system's until they are used.
+    /// All of the cache. Its memory is the operating system's until it is used.
     pub fn new(inner: &Inner, context_len: usize, format: KvFormat) -> Result<Self> {
         let Shape { layers, kv_heads, head_dim, .. } = inner.shape;
         let positions_max = context_len.next_multiple_of(ATTENTION_TILE);
-        // One row per position of a head. What does not fit a usize is refused as one does that no machine has.
-        let rows = (layers * kv_heads).saturating_mul(positions_max);
-        let storage = match (inner.exact, format) {
-            (true, KvFormat::Auto) => Storage::F32(Pair::new(rows, head_dim)?),
+        let kind = match (inner.exact, format) {
+            (true, KvFormat::Auto) => Kind::F32,
             (true, format) => {
                 let text = format!("KV cache {format:?}: a model loaded as exact has its keys and values in f32");
                 return Err(Error::argument(text));
             }
-            (false, KvFormat::Auto | KvFormat::F16) => Storage::F16(Pair::new(rows, head_dim)?),
-            (false, KvFormat::I8) => Storage::I8 {
-                quants: Pair::new(rows, head_dim)?,
-                scales: Pair::new(rows, blocks(head_dim))?,
-                bias: KeyBias::new(inner, positions_max / ATTENTION_TILE)?.map(Box::new),
-            },
+            (false, KvFormat::Auto | KvFormat::F16) => Kind::F16,
+            (false, KvFormat::I8) => Kind::I8,
         };
-        Ok(KvCache { storage, kv_heads, head_dim, positions_max })
+        let mut pages = room(positions_max.div_ceil(PAGE))?;
+        for from in (0..positions_max).step_by(PAGE) {
+            let positions = PAGE.min(positions_max - from);
+            pages.push(Arc::new(Page::new(kind, layers * kv_heads, positions, head_dim)?));
+        }
+        let bias = match kind {
+            Kind::I8 => KeyBias::new(inner, positions_max / ATTENTION_TILE)?.map(Arc::new),
+            Kind::F16 | Kind::F32 => None,
+        };
+        Ok(KvCache { pages, bias, layers, kv_heads, head_dim })
     }
 
-    /// Memory held.
+    /// Memory held; of shared pages too.
     pub fn bytes(&self) -> usize {
-        match &self.storage {
-            Storage::F16(pair) => pair.bytes(),
-            Storage::F32(pair) => pair.bytes(),
-            Storage::I8 { quants, scales, bias } => {
-                quants.bytes() + scales.bytes() + bias.as_deref().map_or(0, KeyBias::bytes)
-            }
-        }
+        let pages: usize = self.pages.iter().map(|page| page.bytes()).sum();
+        pages + self.bias.as_deref().map_or(0, KeyBias::bytes)
     }
 
     /// Copies the tile of positions from `from` (a multiple of 32) as f32: all of `keys` (head_dim, 32), and as many
@@ -102,10 +167,10 @@ impl KvCache {
         keys: &mut [f32],
         values: &mut [f32],
     ) {
-        let row = (layer * self.kv_heads + head) * self.positions_max + from;
+        let (page, row) = self.place(layer, head, from);
         let head_dim = self.head_dim;
         let at = row * head_dim;
-        match &self.storage {
+        match &page.storage {
             Storage::F16(all) => {
                 kernels.f32_from_f16(&all.keys[at..][..keys.len()], keys);
                 kernels.f32_from_f16(&all.values[at..][..values.len()], values);
@@ -114,12 +179,12 @@ impl KvCache {
                 keys.copy_from_slice(&all.keys[at..][..keys.len()]);
                 values.copy_from_slice(&all.values[at..][..values.len()]);
             }
-            Storage::I8 { quants, scales, bias } => {
+            Storage::I8 { quants, scales } => {
                 let blocks = blocks(head_dim);
                 let key_scales = &scales.keys[row * blocks..][..ATTENTION_TILE * blocks];
                 let value_scales = &scales.values[row * blocks..][..values.len() / head_dim * blocks];
                 kernels.keys_from_i8(&quants.keys[at..][..keys.len()], key_scales, keys);
-                if let Some(bias) = bias {
+                if let Some(bias) = &self.bias {
                     bias.add(kernels, layer, head, from, keys);
                 }
                 kernels.values_from_i8(&quants.values[at..][..values.len()], value_scales, head_dim, values);
@@ -127,16 +192,24 @@ impl KvCache {
         }
     }
 
-    /// To be written by several threads, each its own positions.
-    pub fn writer(&mut self) -> KvWriter<'_> {
-        let places = match &mut self.storage {
-            Storage::F16(pair) => StoragePlaces::F16(pair.places()),
-            Storage::F32(pair) => StoragePlaces::F32(pair.places()),
-            Storage::I8 { quants, scales, bias } => {
-                StoragePlaces::I8 { quants: quants.places(), scales: scales.places(), bias: bias.as_deref() }
-            }
-        };
-        KvWriter { places, kv_heads: self.kv_heads, head_dim: self.head_dim, positions_max: self.positions_max }
+    /// What all its pages hold.
+    pub fn kind(&self) -> Kind {
+        self.pages.first().map_or(Kind::F16, |page| page.kind())
+    }
+
+    /// The page of a position, and the position's row in it.
+    fn place(&self, layer: usize, head: usize, position: usize) -> (&Page, usize) {
+        let page = &*self.pages[position / PAGE];
+        (page, (layer * self.kv_heads + head) * page.positions + position % PAGE)
+    }
+
+    /// To write these positions by several threads, each its own ones.
+    pub fn writer(&mut self, positions: Range<usize>) -> Result<KvWriter<'_>> {
+        let pages = positions.start / PAGE..positions.end.div_ceil(PAGE);
+        if self.pages[pages].iter_mut().any(|page| Arc::get_mut(page).is_none()) {
+            return Err(Error::Internal("a page that is shared is to be written".into()));
+        }
+        Ok(KvWriter { cache: self, positions })
     }
 }
 
@@ -145,36 +218,36 @@ fn blocks(head_dim: usize) -> usize {
     head_dim.div_ceil(KV_BLOCK)
 }
 
+/// Room for so many pages.
+pub fn room<T>(pages: usize) -> Result<Vec<T>> {
+    let mut room = Vec::new();
+    let bytes = pages.saturating_mul(size_of::<T>());
+    room.try_reserve_exact(pages).map_err(|_| Error::NoMemory { what: WHAT, bytes })?;
+    Ok(room)
+}
+
 /// See [`KvCache::writer`].
 pub struct KvWriter<'a> {
-    places: StoragePlaces<'a>,
-    kv_heads: usize,
-    head_dim: usize,
-    positions_max: usize,
-}
-
-struct Places<'a, T> {
-    keys: Disjoint<'a, T>,
-    values: Disjoint<'a, T>,
-}
-
-enum StoragePlaces<'a> {
-    F16(Places<'a, u16>),
-    F32(Places<'a, f32>),
-    I8 { quants: Places<'a, i8>, scales: Places<'a, u16>, bias: Option<&'a KeyBias> },
+    /// Borrowed for writing; the pages of `positions` are nobody else's.
+    cache: &'a KvCache,
+    positions: Range<usize>,
 }
 
 impl KvWriter<'_> {
+    fn turns(&self) -> bool {
+        self.cache.bias.is_none() && self.cache.kind() == Kind::I8
+    }
+
     /// To be called on each key before RoPE: takes out of it what `KvCache::read` adds.
     pub fn before_rope(&self, layer: usize, head: usize, k: &mut [f32]) {
-        if let StoragePlaces::I8 { bias: Some(bias), .. } = self.places {
+        if let Some(bias) = &self.cache.bias {
             bias.leave_out(layer, head, k);
         }
     }
 
     /// To be called on each query after RoPE: turns it as keys are turned, which keeps its dot products with them.
     pub fn turn_query(&self, q: &mut [f32]) {
-        if let StoragePlaces::I8 { bias: None, .. } = self.places {
+        if self.turns() {
             let inverse = 1.0 / lanes::hadamard(q); // Of a power of two: exact.
             q.iter_mut().for_each(|q| *q *= inverse);
         }
@@ -185,24 +258,26 @@ impl KvWriter<'_> {
     /// # Safety
     /// No other thread writes this position of this head.
     pub unsafe fn write(&self, kernels: &Kernels, layer: usize, head: usize, position: usize, k: &[f32], v: &[f32]) {
-        let head_dim = self.head_dim;
-        let row = (layer * self.kv_heads + head) * self.positions_max + position;
-        // SAFETY: the caller's promise: this row of values and this lane of the tile of keys are this thread's.
+        assert!(self.positions.contains(&position));
+        let (page, row) = self.cache.place(layer, head, position);
+        let head_dim = self.cache.head_dim;
+        // SAFETY: the page is nobody else's (`writer`), the cache is borrowed for writing; by the caller's promise this row
+        // of values and this lane of the tile of keys are this thread's.
         unsafe {
-            match &self.places {
-                StoragePlaces::F16(places) => {
+            match &page.storage {
+                Storage::F16(pair) => {
                     let mut halves = [[0; HEAD_DIM_MAX]; 2];
                     let [keys, values] = halves.each_mut().map(|halves| &mut halves[..head_dim]);
                     kernels.f16_from_f32(k, keys);
                     kernels.f16_from_f32(v, values);
-                    places.write(row, keys, values);
+                    pair.write(row, keys, values);
                 }
-                StoragePlaces::F32(places) => places.write(row, k, v),
-                StoragePlaces::I8 { quants, scales, bias } => {
+                Storage::F32(pair) => pair.write(row, k, v),
+                Storage::I8 { quants, scales } => {
                     let mut turned = [0.0; HEAD_DIM_MAX];
                     let turned = &mut turned[..head_dim];
                     turned.copy_from_slice(k);
-                    if bias.is_none() {
+                    if self.turns() {
                         lanes::hadamard(turned);
                     }
                     let (keys, values) = (QuantizedRow::of(turned), QuantizedRow::of(v));
@@ -225,25 +300,5 @@ impl QuantizedRow {
         let mut row = QuantizedRow { quants: [0; HEAD_DIM_MAX], scales: [0; HEAD_DIM_MAX / KV_BLOCK] };
         lanes::quantize_kv(x, &mut row.quants[..x.len()], &mut row.scales[..blocks(x.len())]);
         row
-    }
-}
-
-impl<T: Plain> Places<'_, T> {
-    /// Writes row `row` of the values and its lane of the tile of keys. `row` counts positions through all layers and heads,
-    /// which have whole tiles of them.
-    ///
-    /// # Safety
-    /// No other thread writes this row or this lane.
-    unsafe fn write(&self, row: usize, key: &[T], value: &[T]) {
-        let width = value.len();
-        // SAFETY: the caller's promise.
-        unsafe { self.values.range(row * width..(row + 1) * width) }.copy_from_slice(value);
-        let lane = row % ATTENTION_TILE;
-        let tile = (row - lane) * width;
-        for (d, value) in key.iter().enumerate() {
-            let at = tile + d * ATTENTION_TILE + lane;
-            // SAFETY: the caller's promise.
-            unsafe { self.keys.range(at..at + 1).fill(*value) };
-        }
     }
 }

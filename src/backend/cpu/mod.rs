@@ -3,6 +3,7 @@
 mod attention;
 mod key_bias;
 mod kv_cache;
+mod kv_pages;
 mod matrix;
 mod sequence;
 

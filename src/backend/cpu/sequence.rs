@@ -6,7 +6,7 @@ use super::kv_cache::KvCache;
 use super::matrix::{Matrix, TileSums, tiled_width};
 use super::{Embedding, Inner, Layer};
 use crate::backend::tensors::check_tokens;
-use crate::backend::{Activation, KvFormat, Sequence};
+use crate::backend::{Activation, KvFormat, Sequence, Sink};
 use crate::cpu::rows::{PANEL, Quantization, Rows, RowsBuffer};
 use crate::cpu::{GEMM_ROWS_MAX, tile};
 use crate::tensor::{Buffer, Disjoint};
@@ -37,6 +37,11 @@ pub struct CpuSequence {
 
 impl CpuSequence {
     pub fn new(inner: Arc<Inner>, context_len: usize, batch: usize, kv_format: KvFormat) -> Result<Self> {
+        let cache = KvCache::new(&inner, context_len, kv_format)?;
+        CpuSequence::with_cache(inner, context_len, batch, cache)
+    }
+
+    fn with_cache(inner: Arc<Inner>, context_len: usize, batch: usize, cache: KvCache) -> Result<Self> {
         let shape = &inner.shape;
         let attention = shape.query_heads * shape.head_dim;
         let kv_width = tiled_width(shape.kv_heads * shape.head_dim);
@@ -46,7 +51,7 @@ impl CpuSequence {
             batch,
             tokens: 0,
             position: 0,
-            cache: KvCache::new(&inner, context_len, kv_format)?,
+            cache,
             residual: Buffer::zeroed(scratch, batch * shape.hidden)?,
             normed: RowsBuffer::new(batch, shape.hidden)?,
             q: Buffer::zeroed(scratch, batch * attention)?,
@@ -239,9 +244,13 @@ impl Sequence for CpuSequence {
     }
 
     fn head(&mut self) -> Result<()> {
+        self.head_of_row(self.tokens - 1)
+    }
+
+    fn head_of_row(&mut self, row: usize) -> Result<()> {
         let inner = &*self.inner;
-        let last = &self.residual[(self.tokens - 1) * inner.shape.hidden..self.tokens * inner.shape.hidden];
-        norm(inner, last, &mut self.normed, &inner.output_norm, &[&inner.head])?;
+        let row = &self.residual[row * inner.shape.hidden..(row + 1) * inner.shape.hidden];
+        norm(inner, row, &mut self.normed, &inner.output_norm, &[&inner.head])?;
         let logits = Disjoint::new(&mut self.logits);
         project(inner, &[&inner.head], self.normed.rows(1), |_, row, _, sums| {
             // SAFETY: each tile is taken by one job.
@@ -261,6 +270,36 @@ impl Sequence for CpuSequence {
     fn kv_bytes(&self) -> usize {
         self.cache.bytes()
     }
+
+    fn fork(&mut self, positions: usize) -> Result<Box<dyn Sequence>> {
+        let cache = self.cache.fork(positions)?;
+        Ok(Box::new(CpuSequence::with_cache(self.inner.clone(), self.context_len, self.batch, cache)?))
+    }
+
+    fn unshare(&mut self, from: usize) -> Result<()> {
+        self.cache.unshare(from)
+    }
+
+    fn kv_layout(&self) -> String {
+        self.cache.layout()
+    }
+
+    fn kv_saved_bytes(&self, positions: usize) -> usize {
+        self.cache.saved_bytes(positions)
+    }
+
+    fn kv_save(&mut self, positions: usize, sink: Sink<'_>) -> Result<()> {
+        self.cache.save(positions, sink)
+    }
+
+    fn kv_restore(&mut self, positions: usize, saved: &[u8]) -> Result<()> {
+        self.cache.restore(positions, saved)
+    }
+
+    fn set_logits(&mut self, logits: &[f32], _: f32) -> Result<()> {
+        self.logits[..self.inner.shape.vocab_len].copy_from_slice(logits);
+        Ok(())
+    }
 }
 
 impl CpuSequence {
@@ -275,8 +314,8 @@ impl CpuSequence {
         let position = self.position;
         let q = Disjoint::new(&mut self.q);
         let k = Disjoint::new(&mut self.k);
-        let cache = self.cache.writer();
         let tokens = self.tokens;
+        let cache = self.cache.writer(position..position + tokens)?;
         inner.pool.each(tokens, if tokens < 4 { tokens } else { 1 }, |_, range| {
             for t in range {
                 let (cos, sin) = (&cos[t * pairs..][..pairs], &sin[t * pairs..][..pairs]);

@@ -2,6 +2,7 @@
 //! stage by stage. `kernels/README.md` is the contract with the device code.
 
 mod kernels;
+mod kv;
 mod prefill;
 mod rope;
 mod sequence;

@@ -5,7 +5,7 @@ use super::kernels::{
 };
 use super::sequence::{CudaSequence, activation, is_ternary};
 use crate::Result;
-use crate::backend::Sequence;
+use crate::backend::{Sequence, Sink};
 
 impl CudaSequence {
     /// Rows of f32 to rows of half precision: (`up`: activation(x) * up,) norm, then rounding as the matrices want it.
@@ -160,6 +160,15 @@ impl Sequence for CudaSequence {
         self.head_of(residual, self.last_token(), self.position + self.tokens - 1)
     }
 
+    fn head_of_row(&mut self, row: usize) -> Result<()> {
+        let residual = self.at.residual + (row * 4 * self.inner.shape.hidden) as u64;
+        // Any token: the device does not go on from here.
+        self.head_of(residual, 0, self.position)?;
+        self.wait_for_all()?;
+        self.forget_next();
+        Ok(())
+    }
+
     fn decode_pieces(&self, paced: bool) -> usize {
         self.decode_pieces_of(paced)
     }
@@ -186,5 +195,29 @@ impl Sequence for CudaSequence {
 
     fn kv_bytes(&self) -> usize {
         self.kv_len()
+    }
+
+    fn fork(&mut self, _: usize) -> Result<Box<dyn Sequence>> {
+        Ok(Box::new(self.fork_all()?))
+    }
+
+    fn kv_layout(&self) -> String {
+        self.layout()
+    }
+
+    fn kv_saved_bytes(&self, positions: usize) -> usize {
+        self.saved_bytes(positions)
+    }
+
+    fn kv_save(&mut self, positions: usize, sink: Sink<'_>) -> Result<()> {
+        self.save(positions, sink)
+    }
+
+    fn kv_restore(&mut self, positions: usize, saved: &[u8]) -> Result<()> {
+        self.restore(positions, saved)
+    }
+
+    fn set_logits(&mut self, logits: &[f32], log_sum_exp: f32) -> Result<()> {
+        self.set_logits_found(logits, log_sum_exp)
     }
 }

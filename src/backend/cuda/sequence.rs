@@ -171,6 +171,14 @@ impl CudaSequence {
         self.context_len
     }
 
+    pub(super) fn batch(&self) -> usize {
+        self.batch
+    }
+
+    pub(super) fn kv(&self) -> &DeviceBuffer {
+        &self.kv
+    }
+
     pub(super) fn decode_pieces_of(&self, paced: bool) -> usize {
         match (self.inner.place.f16_activations, paced) {
             (true, _) => 0,
@@ -248,6 +256,25 @@ impl CudaSequence {
 
     pub(super) fn kv_len(&self) -> usize {
         self.kv.len()
+    }
+
+    /// The device does not go on by itself: the next token and position come from the host.
+    pub(super) fn forget_next(&mut self) {
+        self.next = None;
+    }
+
+    /// Takes these for what the last head found.
+    pub(super) fn set_logits_found(&mut self, logits: &[f32], log_sum_exp: f32) -> Result<()> {
+        self.settle()?;
+        let best = logits.iter().fold(f32::NEG_INFINITY, |best, logit| best.max(*logit));
+        let token = logits.iter().position(|logit| *logit == best);
+        let token = token.ok_or(Error::Format("the logits are not finite".into()))?;
+        self.found = State { best: token as u32, best_logit: best, log_sum_exp, ..State::default() };
+        for (index, logit) in logits.iter().enumerate() {
+            self.logits.store(index, logit.to_bits());
+        }
+        (self.logits_are_here, self.next) = (true, None);
+        Ok(())
     }
 }
 
