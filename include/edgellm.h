@@ -157,6 +157,32 @@
 // names; without it, nothing.
 #define EDGELLM_TOK_SPECIAL 2
 
+// The text is a JSON schema; the output is JSON that it accepts. References stay within the text ("#/$defs/name"); what
+// is not supported is refused by name. Members come in the order of "properties". Between values there may be a space, or
+// a line break with up to 32 spaces, unless the schema has a member "x-guidance" that says otherwise, as llguidance
+// documents it. The digits of a "number" have no bound: give max_tokens.
+#define EDGELLM_GRAMMAR_JSON_SCHEMA 1
+
+// The text is a regular expression, in the syntax of Rust's crate regex without anchors; all of the output matches it.
+#define EDGELLM_GRAMMAR_REGEX 2
+
+// The text is a grammar in llguidance's variant of Lark; the output is a sentence of its rule "start".
+#define EDGELLM_GRAMMAR_LARK 3
+
+// The text is a JSON array of strings; the output is one of them.
+#define EDGELLM_GRAMMAR_CHOICE 4
+
+// The text is an array of tools as in the OpenAI chat API; the output is calls of them, each with a name and arguments
+// that its "parameters" accept, in the call format of the model's own chat template, which is found by rendering calls.
+#define EDGELLM_GRAMMAR_TOOLS 5
+
+// The grammar governs from the first generated token on.
+#define EDGELLM_GRAMMAR_NOW 0
+
+// Text is free until grammar_trigger has been generated; what follows it the grammar governs. Of EDGELLM_GRAMMAR_TOOLS, a
+// trigger with which the calls begin is a part of them, and without one the model's own beginning of a call is it.
+#define EDGELLM_GRAMMAR_ON_TRIGGER 1
+
 // F16; of a model loaded with EDGELLM_LOAD_EXACT, f32, which then is the only choice.
 #define EDGELLM_KV_AUTO 0
 
@@ -201,6 +227,12 @@
 
 // max_tokens are out, or the context is full.
 #define EDGELLM_FINISH_LENGTH 3
+
+// The grammar is complete: nothing may follow. (Where something may, the model ends it: EDGELLM_FINISH_EOS.)
+#define EDGELLM_FINISH_GRAMMAR 4
+
+// A compiled grammar: immutable, used by any number of sessions of its model and threads at once.
+typedef struct edgellm_grammar edgellm_grammar;
 
 // A loaded model: immutable, counted by reference (edgellm_ref, edgellm_free), used by any number of threads at once.
 typedef struct edgellm_model edgellm_model;
@@ -418,7 +450,26 @@ typedef struct edgellm_sampling {
     const edgellm_token *stop_tokens;
     // At most the size of the vocabulary.
     size_t n_stop_tokens;
+    // How many of the most likely tokens each event tells, at most 20.
+    uint32_t n_alternatives;
+    // EDGELLM_GRAMMAR_NOW or EDGELLM_GRAMMAR_ON_TRIGGER.
+    uint32_t grammar_mode;
+    // Only tokens that this grammar allows are sampled; NULL = any. It must be of the session's model; the session takes a
+    // reference of its own. It begins at the next token, unless it is the one that is set already, with the same mode and
+    // trigger, which goes on; each _prompt and _append begins it anew. After _rewind it is where it was after the tokens
+    // that are left.
+    struct edgellm_grammar *grammar;
+    // With EDGELLM_GRAMMAR_ON_TRIGGER, UTF-8 of at most 256 bytes.
+    struct edgellm_str grammar_trigger;
 } edgellm_sampling;
+
+// A token that could have come.
+typedef struct edgellm_alternative {
+    // The token.
+    edgellm_token token;
+    // Natural logarithm of its probability in the model, before any sampling setting.
+    float logprob;
+} edgellm_alternative;
 
 // What a step did.
 typedef struct edgellm_event {
@@ -432,8 +483,8 @@ typedef struct edgellm_event {
     edgellm_token token;
     // Natural logarithm of the token's probability in the model, before any sampling setting.
     float logprob;
-    // 0.
-    uint32_t reserved0;
+    // How many entries `alternatives` has: with a token, sampling.n_alternatives.
+    uint32_t n_alternatives;
     // Whole UTF-8 characters; valid until the next call on this session except _cancel, _run, _length and _stats.
     struct edgellm_str text;
     // Tokens of the prompt that are in, of those that had to be computed.
@@ -444,6 +495,8 @@ typedef struct edgellm_event {
     uint64_t length;
     // How long the step took, in nanoseconds.
     uint64_t ns;
+    // The most likely tokens at the place of this one, the likeliest first; valid as long as `text`.
+    const struct edgellm_alternative *alternatives;
 } edgellm_event;
 
 // What the steps of a session cost, in nanoseconds and counts. Set struct_size to sizeof(edgellm_stats) before the call.
@@ -478,6 +531,8 @@ typedef struct edgellm_stats {
     uint64_t step_ns_max;
     // Memory of the KV cache, in bytes.
     uint64_t kv_bytes;
+    // Finding which tokens a grammar allows, and following it.
+    uint64_t ns_grammar;
 } edgellm_stats;
 
 #ifdef __cplusplus
@@ -638,6 +693,27 @@ edgellm_status edgellm_chat_render(const struct edgellm_model *m,
                                    size_t cap,
                                    size_t *n);
 
+// Compiles a grammar for sessions of a model. *out is the caller's to free.
+//
+// `kind`: EDGELLM_GRAMMAR_*. `text`: UTF-8, `len` bytes or EDGELLM_NUL, at most 256 KiB. Any thread; takes milliseconds,
+// and for the first grammar of a model, when an index of the vocabulary is built, up to seconds. The work is bounded
+// whatever the text is, and done on a thread of its own, so that the caller's stack may be small. Errors: E_GRAMMAR (what
+// is wrong with the text and where, or which bound it exceeds), E_ARG, E_UNSUPPORTED (no vocabulary; for tools no chat
+// template, or one without calls that have JSON arguments; or the library was built without feature `grammar`), E_NOMEM,
+// E_FORKED.
+EDGELLM_API
+EDGELLM_CHECK
+edgellm_status edgellm_grammar_new(struct edgellm_model *m,
+                                   int32_t kind,
+                                   const char *text,
+                                   size_t len,
+                                   struct edgellm_grammar **out);
+
+// Frees a grammar. Sessions keep their own references, so it may be freed while they use it. NULL is fine. Any thread. In
+// a child process after fork() it does nothing: the memory goes with the process.
+EDGELLM_API
+void edgellm_grammar_free(struct edgellm_grammar *g);
+
 // Use edgellm_session_params_init.
 EDGELLM_API void edgellm_session_params_init_(struct edgellm_session_params *p, size_t size);
 
@@ -662,7 +738,7 @@ EDGELLM_API void edgellm_sampling_init_(struct edgellm_sampling *p, size_t size)
 // Sets how the session chooses tokens, from the next one on. Everything is copied. `p` = NULL: all defaults.
 //
 // The session's caller only. Errors: E_ARG (a number that is not finite or out of range, a token out of range, a stop
-// text that is empty or not UTF-8), E_BUSY, E_NOMEM, E_FORKED, E_INTERNAL.
+// text that is empty or not UTF-8, a grammar of another model), E_BUSY, E_NOMEM, E_FORKED, E_INTERNAL.
 EDGELLM_API
 EDGELLM_CHECK
 edgellm_status edgellm_session_sampling(struct edgellm_session *s,
@@ -672,8 +748,9 @@ edgellm_status edgellm_session_sampling(struct edgellm_session *s,
 // not be computed again (but its last token always is): *reused says how many tokens, NULL = not asked. The work is done
 // by edgellm_step.
 //
-// The session's caller only; no memory is asked for, but to replace what is shared with a fork (edgellm_session_fork).
-// Errors: E_ARG (also: no tokens, or one out of range), E_CONTEXT (more than n_ctx), E_NOMEM, E_BUSY, E_FORKED, E_INTERNAL.
+// The session's caller only; no memory is asked for, but by a grammar, and to replace what is shared with a fork
+// (edgellm_session_fork). Errors: E_ARG (also: no tokens, or one out of range), E_CONTEXT (more than n_ctx), E_NOMEM, E_BUSY,
+// E_FORKED, E_INTERNAL.
 EDGELLM_API
 EDGELLM_CHECK
 edgellm_status edgellm_session_prompt(struct edgellm_session *s,
@@ -683,7 +760,7 @@ edgellm_status edgellm_session_prompt(struct edgellm_session *s,
 
 // Starts a run that goes on with these `n` tokens after what the session holds.
 //
-// The session's caller only; no memory is asked for. Errors: as edgellm_session_prompt.
+// The session's caller only; no memory is asked for without a grammar. Errors: as edgellm_session_prompt.
 EDGELLM_API
 EDGELLM_CHECK
 edgellm_status edgellm_session_append(struct edgellm_session *s,
@@ -692,8 +769,8 @@ edgellm_status edgellm_session_append(struct edgellm_session *s,
 
 // Keeps the first `n_keep` tokens of the session and starts a new run from there.
 //
-// The session's caller only; no memory is asked for, but to replace what is shared with a fork (edgellm_session_fork).
-// Errors: E_ARG (more than the session holds), E_NOMEM, E_BUSY, E_FORKED, E_INTERNAL.
+// The session's caller only; no memory is asked for, but by a grammar, and to replace what is shared with a fork
+// (edgellm_session_fork). Errors: E_ARG (more than the session holds), E_NOMEM, E_BUSY, E_FORKED, E_INTERNAL.
 EDGELLM_API EDGELLM_CHECK edgellm_status edgellm_session_rewind(struct edgellm_session *s, size_t n_keep);
 
 // How many tokens the session holds; 0 when `s` is no session of this process. Any thread.
@@ -708,7 +785,11 @@ EDGELLM_API void edgellm_event_init_(struct edgellm_event *ev, size_t size);
 //
 // The session's caller only. After the first step no memory is asked for, and no file is ever touched. A step that fails
 // leaves the session as it was before, and *ev too. Errors: E_ARG, E_STATE (nothing to go on from), E_CONTEXT,
-// E_CANCELLED, E_BUSY, E_DEVICE (the CUDA device is lost or failed: free the session), E_FORKED, E_INTERNAL.
+// E_CANCELLED, E_GRAMMAR (it cannot go on: no token fits, or finding one exceeds a bound; start a new run), E_BUSY, E_DEVICE
+// (the CUDA device is lost or failed: free the session), E_FORKED, E_INTERNAL.
+//
+// With a grammar, each token asks for some memory (the parser's; `edgellm_stats.ns_grammar` has what all of it takes). When
+// the grammar is complete, the last token comes as any other, and the next step is END.
 EDGELLM_API
 EDGELLM_CHECK
 edgellm_status edgellm_step(struct edgellm_session *s,
@@ -740,16 +821,23 @@ uint64_t edgellm_session_run(const struct edgellm_session *s);
 // The session's caller only; asks for no memory after the first. Errors: as edgellm_step.
 EDGELLM_API EDGELLM_CHECK edgellm_status edgellm_forward(struct edgellm_session *s, uint64_t deadline_ns);
 
-// The logits that edgellm_forward left: *n of them (n_vocab), one per token of the vocabulary. *out is valid until the
-// next call on this session except _cancel, _run, _length and _stats.
+// The logits that edgellm_forward left: *n of them (n_vocab), one per token of the vocabulary, negative infinity where the
+// grammar does not let the token come next. *out is valid until the next call on this session except _cancel, _run, _length
+// and _stats.
 //
-// The session's caller only. Errors: E_ARG, E_STATE (no edgellm_forward before), E_BUSY, E_FORKED, E_INTERNAL.
-EDGELLM_API EDGELLM_CHECK edgellm_status edgellm_logits(struct edgellm_session *s, const float **out, size_t *n);
+// The session's caller only. Errors: E_ARG, E_STATE (no edgellm_forward before), E_GRAMMAR (it cannot go on), E_BUSY,
+// E_FORKED, E_INTERNAL.
+EDGELLM_API
+EDGELLM_CHECK
+edgellm_status edgellm_logits(struct edgellm_session *s,
+                              const float **out,
+                              size_t *n);
 
-// Commits a token of the caller's choice after edgellm_forward, as edgellm_step commits its own: OK or END and *ev.
+// Commits a token of the caller's choice after edgellm_forward, as edgellm_step commits its own: OK or END and *ev. The token
+// that completes the grammar is END, with its text.
 //
 // The session's caller only. Errors: E_ARG (also: a token out of range), E_STATE (no edgellm_forward before), E_CONTEXT,
-// E_BUSY, E_FORKED, E_INTERNAL.
+// E_GRAMMAR (which does not allow the token), E_BUSY, E_FORKED, E_INTERNAL.
 EDGELLM_API
 EDGELLM_CHECK
 edgellm_status edgellm_accept(struct edgellm_session *s,
@@ -799,7 +887,8 @@ edgellm_status edgellm_session_fork(struct edgellm_session *s,
 
 // Everything that the session would go on from, as bytes: tokens, KV cache as it is stored, sampling settings, how far the
 // run is, text that was held back. A session of the same model that restores it, in this process or another one, goes on bit
-// for bit (on a machine and with a build that compute the same bits: for the CPU all do).
+// for bit (on a machine and with a build that compute the same bits: for the CPU all do). A grammar is not saved: set it
+// again, and it begins at the next token.
 //
 // *n is the length in bytes, mostly that of the KV cache of the tokens that are in it. Nothing in the bytes is secret to
 // who has them: they hold the whole conversation. A step that AGAIN suspended is saved as if it had not begun; statistics are

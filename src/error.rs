@@ -56,6 +56,8 @@ pub enum Error {
         /// Tokens asked for.
         wanted: usize,
     },
+    /// A grammar was rejected, or cannot go on.
+    Grammar(Message),
     /// Another thread cancelled the step; the session is as it was before the step.
     Cancelled,
     /// The device's driver is missing or too old, the device was lost, or a call of the driver failed.
@@ -89,6 +91,7 @@ impl fmt::Display for Error {
             Error::Argument(message)
             | Error::State(message)
             | Error::Integrity(message)
+            | Error::Grammar(message)
             | Error::Device(message)
             | Error::Internal(message) => f.write_str(message),
             Error::Busy => f.write_str("another thread is inside this session"),

@@ -11,6 +11,7 @@
 //! | [`mod@file`] | GGUF and safetensors: parsing, limits, memory mapping |
 //! | [`tokenizer`] | text to tokens and back, chat templates |
 //! | [`cpu`] | kernels, one table per instruction set, and the thread pool |
+//! | [`grammar`] | constrained output: which tokens may come next |
 //! | [`backend`] | the five stages of a layer, carried out by a machine |
 //! | [`model`] | configuration, architectures, weights, the forward pass |
 //! | [`sampler`] | logits to a token |
@@ -33,6 +34,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod error;
 pub mod file;
+pub mod grammar;
 pub mod model;
 pub mod quant;
 pub mod sampler;
@@ -42,7 +44,8 @@ pub mod tokenizer;
 
 pub use backend::{Device, KvFormat};
 pub use error::{Error, Result};
+pub use grammar::{Grammar, GrammarKind, GrammarMode};
 pub use model::{LoadOptions, Model, Source};
 pub use quant::I2sLayout;
 pub use sampler::Sampling;
-pub use session::{Event, EventKind, Finish, OnFull, Session, SessionOptions};
+pub use session::{Alternative, Event, EventKind, Finish, OnFull, Session, SessionOptions};

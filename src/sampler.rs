@@ -1,8 +1,10 @@
 //! Logits to a token.
 
 use crate::cpu::lanes::exp;
+use crate::grammar::{self, Grammar, GrammarMode, Mask};
 use crate::{Error, Result};
 use std::cmp::Ordering;
+use std::sync::Arc;
 
 /// How a token is chosen from the logits. The default is greedy.
 ///
@@ -37,7 +39,16 @@ pub struct Sampling {
     pub stops: Vec<String>,
     /// Generation ends at any of these tokens.
     pub stop_tokens: Vec<u32>,
+    /// Only tokens that this grammar allows, from where `grammar_mode` says.
+    pub grammar: Option<Arc<Grammar>>,
+    /// When the grammar begins.
+    pub grammar_mode: GrammarMode,
+    /// How many of the most likely tokens each event tells, at most [`ALTERNATIVES_MAX`].
+    pub alternatives: usize,
 }
+
+/// The most that [`Sampling::alternatives`] may be.
+pub const ALTERNATIVES_MAX: usize = 20;
 
 impl Default for Sampling {
     fn default() -> Self {
@@ -56,6 +67,9 @@ impl Default for Sampling {
             bias: Vec::new(),
             stops: Vec::new(),
             stop_tokens: Vec::new(),
+            grammar: None,
+            grammar_mode: GrammarMode::Now,
+            alternatives: 0,
         }
     }
 }
@@ -89,6 +103,10 @@ impl Sampling {
             }
         }
         self.stop_tokens.iter().try_for_each(|&token| in_range("stop token", token))?;
+        if self.alternatives > ALTERNATIVES_MAX {
+            let text = format!("sampling: {} alternatives, at most {ALTERNATIVES_MAX}", self.alternatives);
+            return Err(Error::argument(text));
+        }
         if self.stops.iter().any(String::is_empty) {
             return Err(Error::argument("sampling: a stop text is empty"));
         }
@@ -124,6 +142,8 @@ fn by_likelihood(a: &Candidate, b: &Candidate) -> Ordering {
 pub struct Sampler {
     candidates: Vec<Candidate>,
     recent: Vec<u32>,
+    /// Empty until a caller asks for logits under a grammar.
+    masked: Vec<f32>,
 }
 
 /// Tokens e^40 times less likely than the most likely one are never drawn: together they weigh less than 1e-12.
@@ -136,27 +156,50 @@ impl Sampler {
         let no_memory = |bytes| move |_| Error::NoMemory { what: "the sampler", bytes };
         candidates.try_reserve_exact(vocab_len).map_err(no_memory(vocab_len * size_of::<Candidate>()))?;
         recent.try_reserve_exact(context_len).map_err(no_memory(context_len * size_of::<u32>()))?;
-        Ok(Sampler { candidates, recent })
+        Ok(Sampler { candidates, recent, masked: Vec::new() })
     }
 
-    /// Chooses the token that follows `tokens` from its logits; the random number is that of `position`.
-    pub fn choose(&mut self, sampling: &Sampling, logits: &[f32], tokens: &[u32], position: u64) -> Result<u32> {
+    /// Chooses the token that follows `tokens` from its logits, of those in `mask` when there is one; the random number is
+    /// that of `position`.
+    pub(crate) fn choose(
+        &mut self,
+        sampling: &Sampling,
+        logits: &[f32],
+        tokens: &[u32],
+        position: u64,
+        mask: Option<&Mask>,
+    ) -> Result<u32> {
         if logits.iter().fold(false, |bad, logit| bad | !logit.is_finite()) {
             return Err(Error::Format("the logits are not finite: the weights hold NaN or infinity".into()));
         }
-        if sampling.is_plain_greedy() {
+        if sampling.is_plain_greedy() && mask.is_none() {
             let best = logits.iter().fold(f32::NEG_INFINITY, |best, &logit| if logit > best { logit } else { best });
             return Ok(logits.iter().position(|&logit| logit == best).unwrap_or(0) as u32);
         }
         self.candidates.clear();
-        self.candidates.extend(logits.iter().zip(0..).map(|(&logit, token)| Candidate { logit, token }));
+        let all = logits.iter().zip(0..).map(|(&logit, token)| Candidate { logit, token });
+        match mask {
+            // Bias and penalties find a token by its place.
+            Some(mask) if !sampling.changes_logits() => {
+                self.candidates.extend(all.filter(|candidate| grammar::admits(mask, candidate.token)));
+            }
+            _ => self.candidates.extend(all),
+        }
         for &(token, bias) in &sampling.bias {
             self.candidates[token as usize].logit += bias;
         }
-        self.penalize(sampling, tokens);
+        if sampling.changes_logits() {
+            self.penalize(sampling, tokens);
+        }
+        if let Some(mask) = mask.filter(|_| sampling.changes_logits()) {
+            self.candidates.retain(|candidate| grammar::admits(mask, candidate.token));
+        }
         let best = self.candidates.iter().min_by(|a, b| by_likelihood(a, b)).copied();
         let best = best.filter(|best| best.logit > f32::NEG_INFINITY);
-        let best = best.ok_or(Error::State("sampling: the bias bans every token".into()))?;
+        let best = best.ok_or_else(|| match mask {
+            None => Error::State("sampling: the bias bans every token".into()),
+            Some(_) => Error::Grammar("the grammar cannot go on: the bias bans every token that it allows".into()),
+        })?;
         if sampling.temperature == 0.0 {
             return Ok(best.token);
         }
@@ -167,6 +210,18 @@ impl Sampler {
             self.candidates.retain(|candidate| candidate.logit >= least || candidate.token == best.token);
         }
         Ok(self.draw(sampling, best.logit, position))
+    }
+
+    /// The logits, with negative infinity for what the mask does not have. `logits` has at most the vocabulary's length.
+    pub(crate) fn masked(&mut self, logits: &[f32], mask: &Mask) -> Result<&[f32]> {
+        self.masked.clear();
+        let bytes = size_of_val(logits);
+        self.masked.try_reserve(logits.len()).map_err(|_| Error::NoMemory { what: "masked logits", bytes })?;
+        let admitted = logits.iter().zip(0..);
+        let admitted =
+            admitted.map(|(&logit, token)| if grammar::admits(mask, token) { logit } else { f32::NEG_INFINITY });
+        self.masked.extend(admitted);
+        Ok(&self.masked)
     }
 
     /// Repeat, frequency and presence penalties, as in llama.cpp and the OpenAI API.
@@ -263,7 +318,7 @@ mod tests {
 
     fn choose(sampling: &Sampling, logits: &[f32], tokens: &[u32]) -> Result<u32> {
         sampling.check(logits.len())?;
-        Sampler::new(logits.len(), tokens.len().max(1))?.choose(sampling, logits, tokens, tokens.len() as u64)
+        Sampler::new(logits.len(), tokens.len().max(1))?.choose(sampling, logits, tokens, tokens.len() as u64, None)
     }
 
     /// How often each token is drawn over many positions.
@@ -272,7 +327,7 @@ mod tests {
         let mut counts = vec![0.0; logits.len()];
         let tokens = vec![0; draws];
         for position in 0..draws {
-            let token = sampler.choose(sampling, logits, &tokens[..position], position as u64).expect("a token");
+            let token = sampler.choose(sampling, logits, &tokens[..position], position as u64, None).expect("a token");
             counts[token as usize] += 1.0 / draws as f64;
         }
         counts

@@ -262,6 +262,11 @@ fn steps_ask_for_no_memory_and_write_nothing() {
 }
 
 #[test]
+fn grammars_hold_what_is_generated_and_are_refused_with_words() {
+    run_everywhere("grammar");
+}
+
+#[test]
 fn every_program_of_the_folder_has_its_test() {
     let here = std::fs::read_to_string(root().join("tests/c_programs.rs")).expect("this file");
     for entry in std::fs::read_dir(root().join("tests/capi")).expect("tests/capi") {
@@ -304,7 +309,8 @@ fn programs_are_clean_under_valgrind() {
         return skip("valgrind is not installed");
     }
     // Not quiet.c, whose own malloc stands in valgrind's way, and not ftz.c: valgrind has no flush-to-zero.
-    for program in ["api", "misuse", "layouts", "threads", "workers", "fork", "resume", "saved", "sequences"] {
+    for program in ["api", "misuse", "layouts", "threads", "workers", "fork", "resume", "saved", "sequences", "grammar"]
+    {
         let path = compile(program, LANGUAGES[0], Link::Shared, &[]);
         let mut valgrind = Command::new("valgrind");
         // The child of a fork cannot free what is its parent's.
@@ -334,7 +340,9 @@ fn programs_are_clean_under_address_sanitizer() {
         return skip("AddressSanitizer does not run under this emulator");
     }
     // Not quiet.c, whose own malloc is in the way.
-    for program in ["api", "misuse", "layouts", "threads", "workers", "fork", "ftz", "resume", "saved", "sequences"] {
+    let programs =
+        ["api", "misuse", "layouts", "threads", "workers", "fork", "ftz", "resume", "saved", "sequences", "grammar"];
+    for program in programs {
         let path = compile(program, LANGUAGES[0], Link::Shared, &flags);
         // Leaks are valgrind's; LeakSanitizer does not work where ptrace is not allowed.
         succeed(cross::program(&path).args(models(program)).args(brief(program)).env("ASAN_OPTIONS", "detect_leaks=0"));

@@ -3,8 +3,9 @@
 use std::path::Path;
 
 /// In the order in which the header tells them.
-const SOURCES: [&str; 12] = [
-    "status", "version", "log", "types", "device", "handle", "model", "tokens", "chat", "session", "generate", "saved",
+const SOURCES: [&str; 13] = [
+    "status", "version", "log", "types", "device", "handle", "model", "tokens", "chat", "grammar", "session",
+    "generate", "saved",
 ];
 
 fn generate() -> String {

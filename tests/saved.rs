@@ -3,7 +3,9 @@
 mod common;
 
 use common::{ModelSpec, Rng, Vocabulary, forever, random_model, refusal};
-use edgellm::{Error, EventKind, KvFormat, LoadOptions, Model, OnFull, Sampling, Session, SessionOptions, Source};
+use edgellm::{
+    Error, EventKind, GrammarMode, KvFormat, LoadOptions, Model, OnFull, Sampling, Session, SessionOptions, Source,
+};
 use std::sync::Arc;
 
 fn load(bytes: &'static [u8]) -> Arc<Model> {
@@ -39,6 +41,10 @@ fn settings() -> Sampling {
         bias: vec![(3, -0.5), (9, f32::NEG_INFINITY)],
         stops: vec!["no such text".into(), "h".repeat(30)],
         stop_tokens: vec![9],
+        alternatives: 3,
+        // A grammar is not saved.
+        grammar: None,
+        grammar_mode: GrammarMode::Now,
     }
 }
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Bottom up: each module uses only itself and those before it. `src/lib.rs` shows the same map.
-const LAYERS: [&str; 13] = [
+const LAYERS: [&str; 14] = [
     "error",
     "tensor",
     "cuda",
@@ -20,6 +20,7 @@ const LAYERS: [&str; 13] = [
     "file",
     "tokenizer",
     "cpu",
+    "grammar",
     "backend",
     "model",
     "sampler",

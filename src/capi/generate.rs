@@ -6,7 +6,7 @@ use super::memory::{Buffer, Out, tokens};
 use super::sized::{OutStruct, init, sized};
 use super::status::{EDGELLM_AGAIN, EDGELLM_END, EDGELLM_OK, Failure, edgellm_status};
 use super::types::{edgellm_str, edgellm_token};
-use crate::session::Stats;
+use crate::session::{Alternative, Stats};
 use crate::{Error, Event, EventKind, Finish, Result};
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,20 @@ pub const EDGELLM_FINISH_EOS: i32 = 1;
 pub const EDGELLM_FINISH_STOP: i32 = 2;
 /// max_tokens are out, or the context is full.
 pub const EDGELLM_FINISH_LENGTH: i32 = 3;
+/// The grammar is complete: nothing may follow. (Where something may, the model ends it: EDGELLM_FINISH_EOS.)
+pub const EDGELLM_FINISH_GRAMMAR: i32 = 4;
+
+/// A token that could have come.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct edgellm_alternative {
+    /// The token.
+    pub token: edgellm_token,
+    /// Natural logarithm of its probability in the model, before any sampling setting.
+    pub logprob: f32,
+}
+
+const _: () = assert!(size_of::<edgellm_alternative>() == size_of::<Alternative>());
 
 /// What a step did.
 #[repr(C)]
@@ -45,8 +59,8 @@ pub struct edgellm_event {
     pub token: edgellm_token,
     /// Natural logarithm of the token's probability in the model, before any sampling setting.
     pub logprob: f32,
-    /// 0.
-    pub reserved0: u32,
+    /// How many entries `alternatives` has: with a token, sampling.n_alternatives.
+    pub n_alternatives: u32,
     /// Whole UTF-8 characters; valid until the next call on this session except _cancel, _run, _length and _stats.
     pub text: edgellm_str,
     /// Tokens of the prompt that are in, of those that had to be computed.
@@ -57,6 +71,8 @@ pub struct edgellm_event {
     pub length: u64,
     /// How long the step took, in nanoseconds.
     pub ns: u64,
+    /// The most likely tokens at the place of this one, the likeliest first; valid as long as `text`.
+    pub alternatives: *const edgellm_alternative,
 }
 
 sized!(edgellm_event {
@@ -65,12 +81,13 @@ sized!(edgellm_event {
     finish: EDGELLM_FINISH_NONE,
     token: -1,
     logprob: 0.0,
-    reserved0: 0,
+    n_alternatives: 0,
     text: edgellm_str { ptr: std::ptr::null(), len: 0 },
     prompt_done: 0,
     prompt_total: 0,
     length: 0,
     ns: 0,
+    alternatives: std::ptr::null(),
 });
 
 /// What the steps of a session cost, in nanoseconds and counts. Set struct_size to sizeof(edgellm_stats) before the call.
@@ -107,6 +124,8 @@ pub struct edgellm_stats {
     pub step_ns_max: u64,
     /// Memory of the KV cache, in bytes.
     pub kv_bytes: u64,
+    /// Finding which tokens a grammar allows, and following it.
+    pub ns_grammar: u64,
 }
 
 sized!(edgellm_stats {
@@ -125,6 +144,7 @@ sized!(edgellm_stats {
     step_ns_p99: 0,
     step_ns_max: 0,
     kv_bytes: 0,
+    ns_grammar: 0,
 });
 
 /// The event as C sees it; the text still belongs to the session.
@@ -140,6 +160,7 @@ fn for_c(event: &Event) -> (edgellm_status, edgellm_event) {
         Some(Finish::Eos) => EDGELLM_FINISH_EOS,
         Some(Finish::Stop) => EDGELLM_FINISH_STOP,
         Some(Finish::Length) => EDGELLM_FINISH_LENGTH,
+        Some(Finish::Grammar) => EDGELLM_FINISH_GRAMMAR,
     };
     let event = edgellm_event {
         struct_size: edgellm_event::DEFAULT_SIZE,
@@ -147,12 +168,16 @@ fn for_c(event: &Event) -> (edgellm_status, edgellm_event) {
         finish,
         token: event.token.map_or(-1, |token| token as i32),
         logprob: event.logprob,
-        reserved0: 0,
+        n_alternatives: event.alternatives.len() as u32,
         text: event.text.as_bytes().into(),
         prompt_done: event.prompt_done as u64,
         prompt_total: event.prompt_total as u64,
         length: event.length as u64,
         ns: event.ns,
+        alternatives: match event.alternatives {
+            [] => std::ptr::null(),
+            list => list.as_ptr().cast(),
+        },
     };
     (status, event)
 }
@@ -185,7 +210,11 @@ pub unsafe extern "C" fn edgellm_event_init_(ev: *mut edgellm_event, size: usize
 ///
 /// The session's caller only. After the first step no memory is asked for, and no file is ever touched. A step that fails
 /// leaves the session as it was before, and *ev too. Errors: E_ARG, E_STATE (nothing to go on from), E_CONTEXT,
-/// E_CANCELLED, E_BUSY, E_DEVICE (the CUDA device is lost or failed: free the session), E_FORKED, E_INTERNAL.
+/// E_CANCELLED, E_GRAMMAR (it cannot go on: no token fits, or finding one exceeds a bound; start a new run), E_BUSY, E_DEVICE
+/// (the CUDA device is lost or failed: free the session), E_FORKED, E_INTERNAL.
+///
+/// With a grammar, each token asks for some memory (the parser's; `edgellm_stats.ns_grammar` has what all of it takes). When
+/// the grammar is complete, the last token comes as any other, and the next step is END.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn edgellm_step(s: *mut edgellm_session, ev: *mut edgellm_event) -> edgellm_status {
@@ -257,10 +286,12 @@ pub unsafe extern "C" fn edgellm_forward(s: *mut edgellm_session, deadline_ns: u
     })
 }
 
-/// The logits that edgellm_forward left: *n of them (n_vocab), one per token of the vocabulary. *out is valid until the
-/// next call on this session except _cancel, _run, _length and _stats.
+/// The logits that edgellm_forward left: *n of them (n_vocab), one per token of the vocabulary, negative infinity where the
+/// grammar does not let the token come next. *out is valid until the next call on this session except _cancel, _run, _length
+/// and _stats.
 ///
-/// The session's caller only. Errors: E_ARG, E_STATE (no edgellm_forward before), E_BUSY, E_FORKED, E_INTERNAL.
+/// The session's caller only. Errors: E_ARG, E_STATE (no edgellm_forward before), E_GRAMMAR (it cannot go on), E_BUSY,
+/// E_FORKED, E_INTERNAL.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn edgellm_logits(
@@ -279,10 +310,11 @@ pub unsafe extern "C" fn edgellm_logits(
     })
 }
 
-/// Commits a token of the caller's choice after edgellm_forward, as edgellm_step commits its own: OK or END and *ev.
+/// Commits a token of the caller's choice after edgellm_forward, as edgellm_step commits its own: OK or END and *ev. The token
+/// that completes the grammar is END, with its text.
 ///
 /// The session's caller only. Errors: E_ARG (also: a token out of range), E_STATE (no edgellm_forward before), E_CONTEXT,
-/// E_BUSY, E_FORKED, E_INTERNAL.
+/// E_GRAMMAR (which does not allow the token), E_BUSY, E_FORKED, E_INTERNAL.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn edgellm_accept(
@@ -358,6 +390,7 @@ pub unsafe extern "C" fn edgellm_session_stats(
             step_ns_p99: stats.step_ns_p99,
             step_ns_max: stats.step_ns_max,
             kv_bytes: stats.kv_bytes,
+            ns_grammar: stats.ns_grammar,
         });
         Ok(EDGELLM_OK)
     })

@@ -3,7 +3,7 @@
 use super::guard::fork_generation;
 use super::status::Failure;
 use crate::session::Control;
-use crate::{Error, Model, Result, Session};
+use crate::{Error, Grammar, Model, Result, Session};
 use std::cell::UnsafeCell;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -11,6 +11,11 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// A loaded model: immutable, counted by reference (edgellm_ref, edgellm_free), used by any number of threads at once.
 pub struct edgellm_model {
+    _opaque: [u8; 0],
+}
+
+/// A compiled grammar: immutable, used by any number of sessions of its model and threads at once.
+pub struct edgellm_grammar {
     _opaque: [u8; 0],
 }
 
@@ -32,6 +37,12 @@ impl Object for Arc<Model> {
     type Opaque = edgellm_model;
     const TAG: u32 = u32::from_ne_bytes(*b"eLmM");
     const NOT_ONE: &'static str = "not a model handle";
+}
+
+impl Object for Arc<Grammar> {
+    type Opaque = edgellm_grammar;
+    const TAG: u32 = u32::from_ne_bytes(*b"eLmG");
+    const NOT_ONE: &'static str = "not a grammar handle";
 }
 
 impl Object for Shared {
@@ -213,6 +224,7 @@ pub(super) unsafe fn with_session<R>(
 const _: () = {
     const fn any_thread<T: Send + Sync>() {}
     any_thread::<Handle<Arc<Model>>>();
+    any_thread::<Handle<Arc<Grammar>>>();
     any_thread::<Handle<Shared>>();
 };
 

@@ -13,6 +13,7 @@
 pub mod chat;
 pub mod device;
 pub mod generate;
+pub mod grammar;
 pub mod log;
 pub mod model;
 pub mod saved;

@@ -43,7 +43,8 @@ pub unsafe extern "C" fn edgellm_session_fork(
 
 /// Everything that the session would go on from, as bytes: tokens, KV cache as it is stored, sampling settings, how far the
 /// run is, text that was held back. A session of the same model that restores it, in this process or another one, goes on bit
-/// for bit (on a machine and with a build that compute the same bits: for the CPU all do).
+/// for bit (on a machine and with a build that compute the same bits: for the CPU all do). A grammar is not saved: set it
+/// again, and it begins at the next token.
 ///
 /// *n is the length in bytes, mostly that of the KV cache of the tokens that are in it. Nothing in the bytes is secret to
 /// who has them: they hold the whole conversation. A step that AGAIN suspended is saved as if it had not begun; statistics are

@@ -1,13 +1,15 @@
 //! Sessions: made, told what to say and how, freed.
 
+use super::grammar::{EDGELLM_GRAMMAR_NOW, EDGELLM_GRAMMAR_ON_TRIGGER};
 use super::guard::{guard, guard_status, guard_unit};
-use super::handle::{Handle, Shared, edgellm_model, edgellm_session, with_session};
-use super::memory::{Out, check_flags, slice, text, tokens};
+use super::handle::{Handle, Shared, edgellm_grammar, edgellm_model, edgellm_session, with_session};
+use super::memory::{Out, check_flags, optional_text, slice, text, tokens};
 use super::model::model;
 use super::sized::{init, read_optional, sized};
 use super::status::{EDGELLM_OK, edgellm_status};
 use super::types::{edgellm_logit_bias, edgellm_str, edgellm_token};
-use crate::{Error, KvFormat, OnFull, Result, Sampling, Session, SessionOptions};
+use crate::{Error, Grammar, GrammarMode, KvFormat, OnFull, Result, Sampling, Session, SessionOptions};
+use std::sync::Arc;
 
 /// F16; of a model loaded with EDGELLM_LOAD_EXACT, f32, which then is the only choice.
 pub const EDGELLM_KV_AUTO: i32 = 0;
@@ -99,6 +101,17 @@ pub struct edgellm_sampling {
     pub stop_tokens: *const edgellm_token,
     /// At most the size of the vocabulary.
     pub n_stop_tokens: usize,
+    /// How many of the most likely tokens each event tells, at most 20.
+    pub n_alternatives: u32,
+    /// EDGELLM_GRAMMAR_NOW or EDGELLM_GRAMMAR_ON_TRIGGER.
+    pub grammar_mode: u32,
+    /// Only tokens that this grammar allows are sampled; NULL = any. It must be of the session's model; the session takes a
+    /// reference of its own. It begins at the next token, unless it is the one that is set already, with the same mode and
+    /// trigger, which goes on; each _prompt and _append begins it anew. After _rewind it is where it was after the tokens
+    /// that are left.
+    pub grammar: *mut edgellm_grammar,
+    /// With EDGELLM_GRAMMAR_ON_TRIGGER, UTF-8 of at most 256 bytes.
+    pub grammar_trigger: edgellm_str,
 }
 
 sized!(edgellm_sampling {
@@ -121,6 +134,10 @@ sized!(edgellm_sampling {
     n_stops: 0,
     stop_tokens: std::ptr::null(),
     n_stop_tokens: 0,
+    n_alternatives: 0,
+    grammar_mode: EDGELLM_GRAMMAR_NOW,
+    grammar: std::ptr::null_mut(),
+    grammar_trigger: edgellm_str { ptr: std::ptr::null(), len: 0 },
 });
 
 /// More stop texts than this are a mistake.
@@ -200,7 +217,7 @@ pub unsafe extern "C" fn edgellm_sampling_init_(p: *mut edgellm_sampling, size: 
 /// Sets how the session chooses tokens, from the next one on. Everything is copied. `p` = NULL: all defaults.
 ///
 /// The session's caller only. Errors: E_ARG (a number that is not finite or out of range, a token out of range, a stop
-/// text that is empty or not UTF-8), E_BUSY, E_NOMEM, E_FORKED, E_INTERNAL.
+/// text that is empty or not UTF-8, a grammar of another model), E_BUSY, E_NOMEM, E_FORKED, E_INTERNAL.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn edgellm_session_sampling(
@@ -237,6 +254,8 @@ unsafe fn sampling(params: &edgellm_sampling, vocab_len: usize) -> Result<Sampli
             tokens(params.stop_tokens, params.n_stop_tokens)?,
         )
     };
+    // SAFETY: the contract.
+    let (grammar, grammar_mode) = unsafe { grammar(params)? };
     let mut stops = reserved(texts.len(), "stop texts")?;
     for stop in texts {
         // SAFETY: the contract.
@@ -265,7 +284,31 @@ unsafe fn sampling(params: &edgellm_sampling, vocab_len: usize) -> Result<Sampli
         bias,
         stops,
         stop_tokens: stop_list,
+        grammar,
+        grammar_mode,
+        alternatives: params.n_alternatives as usize,
     })
+}
+
+/// # Safety
+/// As for [`sampling`].
+unsafe fn grammar(params: &edgellm_sampling) -> Result<(Option<Arc<Grammar>>, GrammarMode)> {
+    let trigger = params.grammar_trigger;
+    // SAFETY: the contract.
+    let trigger = unsafe { optional_text(trigger.ptr, trigger.len, "sampling.grammar_trigger")? }.unwrap_or_default();
+    let mode = match params.grammar_mode {
+        EDGELLM_GRAMMAR_NOW if !trigger.is_empty() => {
+            return Err(Error::argument("sampling.grammar_trigger: grammar_mode is not EDGELLM_GRAMMAR_ON_TRIGGER"));
+        }
+        EDGELLM_GRAMMAR_NOW => GrammarMode::Now,
+        EDGELLM_GRAMMAR_ON_TRIGGER => GrammarMode::OnTrigger(trigger.to_owned()),
+        unknown => return Err(Error::argument(format!("sampling.grammar_mode: {unknown} is no mode"))),
+    };
+    if params.grammar.is_null() {
+        return Ok((None, mode));
+    }
+    // SAFETY: the contract.
+    Ok((Some(Arc::clone(unsafe { Handle::<Arc<Grammar>>::get(params.grammar)? })), mode))
 }
 
 fn at_most(count: usize, max: usize, what: &str) -> Result<()> {
@@ -282,8 +325,9 @@ fn reserved<T>(len: usize, what: &'static str) -> Result<Vec<T>> {
 /// not be computed again (but its last token always is): *reused says how many tokens, NULL = not asked. The work is done
 /// by edgellm_step.
 ///
-/// The session's caller only; no memory is asked for, but to replace what is shared with a fork (edgellm_session_fork).
-/// Errors: E_ARG (also: no tokens, or one out of range), E_CONTEXT (more than n_ctx), E_NOMEM, E_BUSY, E_FORKED, E_INTERNAL.
+/// The session's caller only; no memory is asked for, but by a grammar, and to replace what is shared with a fork
+/// (edgellm_session_fork). Errors: E_ARG (also: no tokens, or one out of range), E_CONTEXT (more than n_ctx), E_NOMEM, E_BUSY,
+/// E_FORKED, E_INTERNAL.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn edgellm_session_prompt(
@@ -304,7 +348,7 @@ pub unsafe extern "C" fn edgellm_session_prompt(
 
 /// Starts a run that goes on with these `n` tokens after what the session holds.
 ///
-/// The session's caller only; no memory is asked for. Errors: as edgellm_session_prompt.
+/// The session's caller only; no memory is asked for without a grammar. Errors: as edgellm_session_prompt.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn edgellm_session_append(
@@ -324,8 +368,8 @@ pub unsafe extern "C" fn edgellm_session_append(
 
 /// Keeps the first `n_keep` tokens of the session and starts a new run from there.
 ///
-/// The session's caller only; no memory is asked for, but to replace what is shared with a fork (edgellm_session_fork).
-/// Errors: E_ARG (more than the session holds), E_NOMEM, E_BUSY, E_FORKED, E_INTERNAL.
+/// The session's caller only; no memory is asked for, but by a grammar, and to replace what is shared with a fork
+/// (edgellm_session_fork). Errors: E_ARG (more than the session holds), E_NOMEM, E_BUSY, E_FORKED, E_INTERNAL.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn edgellm_session_rewind(s: *mut edgellm_session, n_keep: usize) -> edgellm_status {

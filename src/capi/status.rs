@@ -82,6 +82,7 @@ impl Failure {
                 Error::Integrity(_) => EDGELLM_E_INTEGRITY,
                 Error::Mismatch(_) => EDGELLM_E_MISMATCH,
                 Error::Context { .. } => EDGELLM_E_CONTEXT,
+                Error::Grammar(_) => EDGELLM_E_GRAMMAR,
                 Error::Cancelled => EDGELLM_E_CANCELLED,
                 Error::Device(_) => EDGELLM_E_DEVICE,
                 Error::Forked => EDGELLM_E_FORKED,

@@ -15,11 +15,12 @@ pub use crate::cpu::threads::{OnThread, Schedule};
 use crate::cpu::threads::{PoolOptions, ThreadPool, cores};
 pub use crate::file::Source;
 use crate::file::{Metadata, ModelFile};
+use crate::grammar::{Grammar, GrammarKind, Vocabulary};
 use crate::quant::{Format, I2sLayout};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result, cpu};
 use config::Config;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// How a model is loaded.
@@ -90,7 +91,9 @@ const ARRAY_KEPT_MAX: usize = 4096;
 pub struct Model {
     config: Config,
     metadata: Metadata,
-    tokenizer: Option<Tokenizer>,
+    tokenizer: Option<Arc<Tokenizer>>,
+    /// What grammars need of the tokenizer, made with the first of them.
+    vocabulary: OnceLock<Arc<Vocabulary>>,
     backend: Box<dyn Backend>,
     name: String,
     quant: String,
@@ -207,7 +210,8 @@ impl Model {
             tensors,
             config,
             metadata,
-            tokenizer,
+            tokenizer: tokenizer.map(Arc::new),
+            vocabulary: OnceLock::new(),
             backend,
             fingerprint,
             load_ns: start.elapsed().as_nanos() as u64,
@@ -265,7 +269,28 @@ impl Model {
 
     /// None when the file has no vocabulary.
     pub fn tokenizer(&self) -> Option<&Tokenizer> {
-        self.tokenizer.as_ref()
+        self.tokenizer.as_deref()
+    }
+
+    /// Compiles a grammar for sessions of this model. Any thread; the first one of a model also builds an index of its
+    /// vocabulary. [`Error::Grammar`] says what is wrong with the text and where.
+    pub fn grammar(&self, kind: GrammarKind, text: &str) -> Result<Arc<Grammar>> {
+        let vocabulary = match self.vocabulary.get() {
+            Some(vocabulary) => vocabulary,
+            None => {
+                let Some(tokenizer) = &self.tokenizer else {
+                    return Err(Error::Unsupported("a grammar needs a vocabulary: the model file has none".into()));
+                };
+                let vocabulary = Vocabulary::new(tokenizer, self.config.shape.vocab_len)?;
+                self.vocabulary.get_or_init(|| vocabulary) // Of two that come at once, one is kept.
+            }
+        };
+        Grammar::new(vocabulary, kind, text).map(Arc::new)
+    }
+
+    /// Whether the grammar was compiled for this model.
+    pub(crate) fn owns(&self, grammar: &Grammar) -> bool {
+        self.vocabulary.get().is_some_and(|vocabulary| Arc::ptr_eq(vocabulary, grammar.vocabulary()))
     }
 
     /// Runs `job` on each of the model's threads at once with its index: for measurements over the same threads.

@@ -28,8 +28,9 @@ pub enum Counter {
     NsDecode,
     NsSample,
     StepNsMax,
+    NsGrammar,
 }
-const COUNTERS: usize = 9;
+const COUNTERS: usize = 10;
 
 /// Times in ns; the step percentiles are of decode steps since the last reset, to 6 %.
 #[derive(Clone, Copy, Debug, Default)]
@@ -52,6 +53,8 @@ pub struct Stats {
     pub ns_decode: u64,
     /// Choosing tokens.
     pub ns_sample: u64,
+    /// Finding which tokens a grammar allows, and following it.
+    pub ns_grammar: u64,
     /// Half of the decode steps took at most this.
     pub step_ns_p50: u64,
     /// 95 of 100.
@@ -115,6 +118,7 @@ impl Control {
             ns_prefill: take(Counter::NsPrefill),
             ns_decode: take(Counter::NsDecode),
             ns_sample: take(Counter::NsSample),
+            ns_grammar: take(Counter::NsGrammar),
             step_ns_p50: percentile(&durations, 50).min(step_ns_max),
             step_ns_p95: percentile(&durations, 95).min(step_ns_max),
             step_ns_p99: percentile(&durations, 99).min(step_ns_max),

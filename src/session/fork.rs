@@ -1,5 +1,6 @@
 //! One sequence going on in two ways.
 
+use super::alternatives::Alternatives;
 use super::text::TextOut;
 use super::{Control, Run, Session};
 use crate::sampler::Sampler;
@@ -26,6 +27,8 @@ impl Session {
         tokens.try_reserve_exact(self.context_len).map_err(no_memory)?;
         tokens.extend_from_slice(&self.tokens);
         let text = TextOut::resumed(self.model.tokenizer(), &self.sampling.stops, self.text.waiting())?;
+        let mut alternatives = Alternatives::default();
+        alternatives.reserve(self.sampling.alternatives)?;
         let control = Control::new(self.model.info().load_ns, sequence.kv_bytes() as u64);
         control.set_length(tokens.len());
         Ok(Session {
@@ -41,6 +44,8 @@ impl Session {
             pass: None,
             run: Run { start: Instant::now(), ..self.run },
             sampling: self.sampling.clone(),
+            constraint: self.constraint.clone(),
+            alternatives,
             sampler: Sampler::new(self.model.config().shape.vocab_len, self.context_len)?,
             text: text.ok_or(Error::Internal("a session's text cannot be resumed".into()))?,
             scored: None,

@@ -1,11 +1,14 @@
 //! One sequence being generated.
 
+mod alternatives;
+mod constraint;
 mod control;
 mod fork;
 mod saved;
 mod score;
 mod text;
 
+pub use alternatives::Alternative;
 pub use control::{Control, Stats};
 pub use saved::Saving;
 
@@ -13,7 +16,10 @@ use crate::backend::{KvFormat, Sequence};
 use crate::cpu::environment::FloatEnvironment;
 use crate::model::forward::{self, Pass, Progress};
 use crate::sampler::Sampler;
+use crate::tokenizer::Tokenizer;
 use crate::{Error, Model, Result, Sampling};
+use alternatives::Alternatives;
+use constraint::Constraint;
 use control::Counter;
 use score::Scored;
 use std::sync::Arc;
@@ -72,6 +78,8 @@ pub enum Finish {
     Stop,
     /// `max_tokens`, or the context is full.
     Length,
+    /// The grammar is complete: nothing may follow.
+    Grammar,
 }
 
 /// What a step did, in full.
@@ -85,6 +93,8 @@ pub struct Event<'a> {
     pub token: Option<u32>,
     /// log of the token's probability under the model, before bias, penalties and temperature; 0 without a token.
     pub logprob: f32,
+    /// With a token: the most likely ones under the model, the likeliest first; as many as the sampling asks for.
+    pub alternatives: &'a [Alternative],
     /// Whole UTF-8 characters.
     pub text: &'a str,
     /// Tokens of the run's prompt that are in, of those that had to be computed.
@@ -116,6 +126,8 @@ pub struct Session {
     run: Run,
     sampling: Sampling,
     sampler: Sampler,
+    constraint: Option<Constraint>,
+    alternatives: Alternatives,
     text: TextOut,
     scored: Option<Scored>,
     control: Arc<Control>,
@@ -189,6 +201,8 @@ impl Session {
             pass: None,
             run: Run { start: Instant::now(), prompt_start: 0, prompt_end: 0, generated: 0, finish: None },
             sampling: Sampling::default(),
+            constraint: None,
+            alternatives: Alternatives::default(),
             scored: None,
             model: model.clone(),
         })
@@ -214,10 +228,22 @@ impl Session {
         &self.tokens
     }
 
-    /// Checks and copies all of it. Takes effect at the next token.
+    /// Checks and copies all of it. Takes effect at the next token: a grammar begins there, unless it is the one that was
+    /// set before.
     pub fn set_sampling(&mut self, sampling: &Sampling) -> Result<()> {
-        sampling.check(self.model.config().shape.vocab_len)?;
+        let vocab_len = self.model.config().shape.vocab_len;
+        sampling.check(vocab_len)?;
+        if sampling.grammar.as_ref().is_some_and(|grammar| !self.model.owns(grammar)) {
+            return Err(Error::argument("sampling: the grammar was made for another model"));
+        }
+        let keeps = self.constraint.as_ref().is_some_and(|constraint| constraint.serves(sampling));
+        let longest = self.model.tokenizer().map_or(0, Tokenizer::longest_token);
+        let fresh = if keeps { None } else { Constraint::new(sampling, self.tokens.len(), vocab_len, longest)? };
+        self.alternatives.reserve(sampling.alternatives)?;
         self.text.set_stops(&sampling.stops)?;
+        if !keeps {
+            self.constraint = fresh;
+        }
         self.sampling = sampling.clone();
         Ok(())
     }
@@ -228,6 +254,7 @@ impl Session {
         let common = self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
         self.start_run(common, &tokens[common..])?;
         self.dropped = 0;
+        self.begin_grammar();
         self.control.add(Counter::TokensReused, self.cached as u64);
         self.control.add(Counter::TokensPrompt, tokens.len() as u64);
         Ok(self.cached)
@@ -237,17 +264,30 @@ impl Session {
     pub fn append(&mut self, tokens: &[u32]) -> Result<()> {
         self.check_new(tokens, self.tokens.len())?;
         self.start_run(self.tokens.len(), tokens)?;
+        self.begin_grammar();
         self.control.add(Counter::TokensPrompt, tokens.len() as u64);
         Ok(())
     }
 
-    /// Keeps the first `keep` tokens and starts a new run.
+    /// Keeps the first `keep` tokens and starts a new run. A grammar stays where it was after the tokens that are kept, and
+    /// begins anew when it began after them.
     pub fn rewind(&mut self, keep: usize) -> Result<()> {
         if keep > self.tokens.len() {
             let text = format!("rewind to {keep}: the sequence has {} tokens", self.tokens.len());
             return Err(Error::argument(text));
         }
-        self.start_run(keep, &[])
+        self.start_run(keep, &[])?;
+        let model = &self.model;
+        match &mut self.constraint {
+            Some(constraint) => constraint.cut(&self.tokens, |token| bytes_of(model, token)),
+            None => Ok(()),
+        }
+    }
+
+    fn begin_grammar(&mut self) {
+        if let Some(constraint) = &mut self.constraint {
+            constraint.begin(self.tokens.len());
+        }
     }
 
     fn check_new(&self, tokens: &[u32], before: usize) -> Result<()> {
@@ -296,6 +336,9 @@ impl Session {
         let drop = (len - keep) / 2;
         self.tokens.drain(keep..keep + drop);
         self.dropped += drop;
+        if let Some(constraint) = &mut self.constraint {
+            constraint.tokens_dropped(keep, drop);
+        }
         self.cached = cached;
         (self.logits_ready, self.pass) = (false, None);
         // To be computed like a prompt, whose progress events tell.
@@ -319,6 +362,9 @@ impl Session {
         if self.run.finish.is_some() {
             return Ok(Outcome::of(EventKind::End));
         }
+        if self.constraint.as_ref().is_some_and(Constraint::is_complete) {
+            return Ok(self.finish(Finish::Grammar, Outcome::of(EventKind::End)));
+        }
         let enough = self.sampling.max_tokens > 0 && self.run.generated >= self.sampling.max_tokens;
         if !enough {
             self.make_room()?;
@@ -327,6 +373,7 @@ impl Session {
         if full || enough {
             return Ok(self.finish(Finish::Length, Outcome::of(EventKind::End)));
         }
+        self.prepare_grammar()?;
         let decodes = self.cached >= self.run.prompt_end && self.run.generated > 0;
         if !self.logits_ready && !self.run_pass(deadline)? {
             return Ok(Outcome::of(EventKind::Again));
@@ -338,19 +385,40 @@ impl Session {
             return Ok(self.finish(Finish::Length, Outcome::of(EventKind::End)));
         }
         let sampling_start = Instant::now();
-        let token = match self.sequence.best() {
-            Some((token, _)) if self.sampling.is_plain_greedy() => token,
-            _ => {
-                let position = self.dropped + self.tokens.len();
-                self.sampler.choose(&self.sampling, self.sequence.logits()?, &self.tokens, position as u64)?
-            }
-        };
+        let token = self.choose()?;
         let logprob = self.logprob(token)?;
         self.control.add(Counter::NsSample, sampling_start.elapsed().as_nanos() as u64);
         if decodes {
             self.control.decode_step(start.elapsed().as_nanos() as u64);
         }
         self.commit(token, logprob)
+    }
+
+    /// Finds the tokens that the grammar lets come next. Before the pass, so that its time does not come after the last
+    /// border at which a deadline is asked for.
+    fn prepare_grammar(&mut self) -> Result<()> {
+        let Some(constraint) = &mut self.constraint else { return Ok(()) };
+        let start = Instant::now();
+        let prepared = constraint.prepare();
+        self.control.add(Counter::NsGrammar, start.elapsed().as_nanos() as u64);
+        prepared
+    }
+
+    fn choose(&mut self) -> Result<u32> {
+        loop {
+            let mask = self.constraint.as_ref().and_then(Constraint::mask);
+            let token = match self.sequence.best() {
+                Some((token, _)) if mask.is_none() && self.sampling.is_plain_greedy() => token,
+                _ => {
+                    let position = (self.dropped + self.tokens.len()) as u64;
+                    self.sampler.choose(&self.sampling, self.sequence.logits()?, &self.tokens, position, mask)?
+                }
+            };
+            let bytes = bytes_of(&self.model, token);
+            if self.constraint.as_mut().map_or(Ok(true), |constraint| constraint.allows(token, bytes))? {
+                return Ok(token);
+            }
+        }
     }
 
     /// For samplers of the caller's own: runs all tokens that are not in the cache, and leaves the logits.
@@ -367,12 +435,17 @@ impl Session {
         Ok(true)
     }
 
-    /// The logits that `forward` left, one per vocabulary entry. `accept`, `step` and a new run end their validity.
+    /// The logits that `forward` left, one per vocabulary entry; negative infinity where the grammar does not let the token
+    /// come next. `accept`, `step` and a new run end their validity.
     pub fn logits(&mut self) -> Result<&[f32]> {
         if !self.logits_ready {
             return Err(Error::State("no logits: call forward first".into()));
         }
-        self.sequence.logits()
+        self.prepare_grammar()?;
+        match self.constraint.as_ref().and_then(Constraint::mask) {
+            Some(mask) => self.sampler.masked(self.sequence.logits()?, mask),
+            None => self.sequence.logits(),
+        }
     }
 
     /// Commits a token of the caller's choice after `forward`. The event is as `step`'s.
@@ -383,10 +456,19 @@ impl Session {
             return Err(Error::State("accept: call forward first".into()));
         }
         self.check_new(&[token], self.tokens.len())?;
+        self.prepare_grammar()?;
+        if let Some(constraint) = &mut self.constraint
+            && !constraint.allows(token, bytes_of(&self.model, token))?
+        {
+            return Err(Error::Grammar(format!("accept: the grammar does not allow token {token} here").into()));
+        }
         self.text.silence();
         self.run.finish = None;
         let logprob = self.logprob(token)?;
-        let outcome = self.commit(token, logprob)?;
+        let mut outcome = self.commit(token, logprob)?;
+        if outcome.kind == EventKind::Token && self.constraint.as_ref().is_some_and(Constraint::is_complete) {
+            outcome = self.finish(Finish::Grammar, outcome);
+        }
         Ok(self.event(outcome, start))
     }
 
@@ -446,6 +528,16 @@ impl Session {
         } else {
             None
         };
+        if self.sampling.alternatives > 0 {
+            let sum = self.sequence.log_sum_exp();
+            self.alternatives.find(self.sequence.logits()?, sum, self.sampling.alternatives);
+        }
+        if let Some(constraint) = &mut self.constraint {
+            let start = Instant::now();
+            let accepted = constraint.accept(token, bytes_of(&self.model, token));
+            self.control.add(Counter::NsGrammar, start.elapsed().as_nanos() as u64);
+            accepted?;
+        }
         let mut stopped = false;
         if finish.is_none()
             && let Some(tokenizer) = tokenizer
@@ -486,6 +578,7 @@ impl Session {
             finish: self.run.finish.filter(|_| kind == EventKind::End),
             token,
             logprob,
+            alternatives: if token.is_some() { self.alternatives.found() } else { &[] },
             text: self.text.shown(),
             prompt_done: self.cached.saturating_sub(self.run.prompt_start).min(prompt_total),
             prompt_total,
@@ -493,4 +586,9 @@ impl Session {
             ns: start.elapsed().as_nanos() as u64,
         }
     }
+}
+
+/// The bytes of a token, of a control token its name.
+fn bytes_of(model: &Model, token: u32) -> &[u8] {
+    model.tokenizer().and_then(|tokenizer| tokenizer.token_bytes(token)).unwrap_or_default()
 }

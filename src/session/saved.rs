@@ -6,6 +6,7 @@
 //! Version 1: the model's fingerprint (32), the layout of the KV cache (text), the state as `put_state` writes it, the saved
 //! KV cache. A text or a list has its length before it (u64).
 
+use super::alternatives::Alternatives;
 use super::text::TextOut;
 use super::{Finish, Run, Session};
 use crate::backend::Sink;
@@ -115,6 +116,8 @@ impl Session {
     fn take_over(&mut self, saved: Saved<'_>) -> Result<()> {
         let text = TextOut::resumed(self.model.tokenizer(), &saved.sampling.stops, (saved.pending, saved.held))?;
         let text = text.ok_or_else(damaged)?;
+        let mut alternatives = Alternatives::default();
+        alternatives.reserve(saved.sampling.alternatives)?;
         let mut logits = Vec::new();
         logits.try_reserve_exact(saved.logits.len() / 4).map_err(|_| no_memory(saved.logits.len()))?;
         logits.extend(saved.logits.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)));
@@ -132,6 +135,8 @@ impl Session {
         self.run = saved.run;
         self.sampling = saved.sampling;
         self.text = text;
+        self.constraint = None;
+        self.alternatives = alternatives;
         self.control.start_run();
         self.control.set_length(self.tokens.len());
         Ok(())
@@ -253,6 +258,7 @@ fn finish_code(finish: Option<Finish>) -> usize {
         Some(Finish::Eos) => 1,
         Some(Finish::Stop) => 2,
         Some(Finish::Length) => 3,
+        Some(Finish::Grammar) => 4,
     }
 }
 
@@ -260,6 +266,7 @@ fn finish_of(code: usize) -> Result<Option<Finish>> {
     match code {
         0 => Ok(None),
         1 => Ok(Some(Finish::Eos)),
+        4 => Ok(Some(Finish::Grammar)),
         2 => Ok(Some(Finish::Stop)),
         3 => Ok(Some(Finish::Length)),
         _ => Err(damaged()),
@@ -300,12 +307,15 @@ fn put_sampling(out: &mut Vec<u8>, sampling: &Sampling) {
         bias,
         stops,
         stop_tokens,
+        alternatives,
+        grammar: _, // Not saved, nor when it begins.
+        grammar_mode: _,
     } = sampling;
     for value in [temperature, top_p, min_p, repeat_penalty, frequency_penalty, presence_penalty] {
         put_f32(out, *value);
     }
     out.extend_from_slice(&seed.to_le_bytes());
-    for value in [*top_k, *penalty_last_n, *max_tokens, usize::from(*ignore_eos)] {
+    for value in [*top_k, *penalty_last_n, *max_tokens, usize::from(*ignore_eos), *alternatives] {
         put_u64(out, value);
     }
     put_list(out, bias, |out, (token, bias)| {
@@ -333,6 +343,7 @@ fn read_sampling(from: &mut Reader<'_>) -> Result<Sampling> {
     sampling.penalty_last_n = from.count()?;
     sampling.max_tokens = from.count()?;
     sampling.ignore_eos = from.count()? != 0;
+    sampling.alternatives = from.count()?;
     let pair = |bytes: &[u8; 8]| {
         let [a, b, c, d, e, f, g, h] = *bytes;
         (u32::from_le_bytes([a, b, c, d]), f32::from_le_bytes([e, f, g, h]))

@@ -87,9 +87,8 @@ impl TextOut {
         Ok(self.settle())
     }
 
-    /// The run is over: all that was held back may be shown.
+    /// The run is over: all that was held back may be shown as well.
     pub fn finish(&mut self) {
-        self.out.clear();
         if let Some(stream) = &mut self.stream {
             self.held.push_str(stream.finish());
         }
@@ -140,6 +139,7 @@ mod tests {
                 return (shown, true);
             }
         }
+        text.silence();
         text.finish();
         shown.push(text.shown().to_owned());
         (shown, false)

@@ -193,6 +193,11 @@ impl Tokenizer {
         self.vocab.kind(token) == Some(Kind::Control)
     }
 
+    /// Whether a token stands for text: it neither steers the model nor is a gap in the vocabulary.
+    pub fn is_text(&self, token: u32) -> bool {
+        matches!(self.vocab.kind(token), Some(Kind::Normal | Kind::Foreign | Kind::UserDefined))
+    }
+
     /// End of generation: EOS, EOT, EOM as a set, ascending.
     pub fn eos(&self) -> &[u32] {
         &self.ends

@@ -114,6 +114,7 @@ pub fn refusal<T>(result: Result<T, impl std::borrow::Borrow<Error>>) -> (&'stat
         Error::Integrity(_) => "Integrity",
         Error::Mismatch(_) => "Mismatch",
         Error::Context { .. } => "Context",
+        Error::Grammar(_) => "Grammar",
         Error::Cancelled => "Cancelled",
         Error::Device(_) => "Device",
         Error::Forked => "Forked",

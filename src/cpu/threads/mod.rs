@@ -288,14 +288,14 @@ fn work(shared: &Shared, index: usize) {
 }
 
 /// While this lives, threads started by this one block all signals, which are the host's to handle.
-struct BlockedSignals {
+pub(crate) struct BlockedSignals {
     #[cfg(unix)]
     before: libc::sigset_t,
 }
 
 impl BlockedSignals {
     #[cfg(unix)]
-    fn block() -> Self {
+    pub(crate) fn block() -> Self {
         // SAFETY: both sets are initialized by the calls themselves.
         unsafe {
             let mut all = std::mem::zeroed();
@@ -306,7 +306,7 @@ impl BlockedSignals {
         }
     }
     #[cfg(not(unix))]
-    fn block() -> Self {
+    pub(crate) fn block() -> Self {
         BlockedSignals {}
     }
 }
