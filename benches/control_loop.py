@@ -7,7 +7,8 @@ c_examples/control_loop.c runs on the first CPU, model and loop in one thread; o
 the time. In turns, `until` and `step`: in each round both, in one order and in the next round in the other. How late a
 period begins is measured from its due time, an absolute time of CLOCK_MONOTONIC; a period is missed when it is late by a
 whole period. The table has the medians of the rounds' p50 and p99, the longest of all rounds, and sums. `none` is the loop
-without a model: what the machine itself does. --fifo gives the loop the real-time policy that it should have on a robot.
+without a model: what the machine itself does. --fifo gives the loop the real-time policy that it should have on a robot; Linux
+then takes its CPU away when it has used 95 % of a second (/proc/sys/kernel/sched_rt_runtime_us).
 """
 
 import argparse

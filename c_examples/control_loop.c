@@ -18,7 +18,9 @@
 enum { MAX_TOKENS = 4096, MAX_PERIODS = 1 << 20 };
 
 static const uint64_t PERIOD_NS = 10000000; /* 100 Hz. */
-static const uint64_t MARGIN_NS = 500000;   /* The model stops so long before the next period: a stage and a wake-up. */
+/* The model stops so long before the next period: for a stage of a layer, a wake-up, and the 5 % of each second that Linux
+ * keeps from real-time threads (/proc/sys/kernel/sched_rt_runtime_us). */
+static const uint64_t MARGIN_NS = 1000000;
 
 static void check(edgellm_status status) {
     if (status >= 0) return;

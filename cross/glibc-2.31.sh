@@ -4,7 +4,8 @@
 # that they ask for nothing newer, and runs them with that glibc.
 #
 #   cross/aarch64-setup.sh && . target/aarch64-setup/env.sh
-#   cross/glibc-2.31.sh [FOLDER]    FOLDER: target/glibc-2.31; makes FOLDER/aarch64-unknown-linux-gnu/release
+#   cross/glibc-2.31.sh [FOLDER]    FOLDER: target/glibc-2.31; makes FOLDER/aarch64-unknown-linux-gnu/release, and the
+#                                   libraries in package below it
 #
 # With CUDA where NVRTC says what to compile its device code with: kernels/cuda-setup.sh && . target/cuda-setup/env.sh
 # Ends with 3 where Debian 11 cannot be fetched.
@@ -41,9 +42,10 @@ export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=$folder/cc
 cargo build --release --features "cli${NVRTC:+,cuda}" --target "$target" --target-dir "$folder"
 
 release=$folder/$target/release
+CC=$folder/cc package/link.sh "$release/libedgellm.a" "$release/package"
 "$folder/cc" -std=c99 -Iinclude c_examples/generate.c -o "$release/generate" \
-  -L"$release" -ledgellm -Wl,-rpath,"$release"
-for file in "$release"/{libedgellm.so,edgellm,generate}; do
+  -L"$release/package" -ledgellm -Wl,-rpath,"$release/package"
+for file in "$release"/{package/libedgellm.so,edgellm,generate}; do
   newest=$(aarch64-linux-gnu-objdump -T "$file" | grep -oE 'GLIBC_[0-9.]+' | sort -uV | tail -n 1)
   echo "$(basename "$file") asks for $newest"
   [ "$(printf '%s\n' GLIBC_2.31 "$newest" | sort -V | tail -n 1)" = GLIBC_2.31 ]

@@ -176,7 +176,7 @@ namespace detail {
 // The value, where the call that made it went well.
 template <class T> Result<T> result(edgellm_status status, T value) {
     if (status < 0) return Error::last(status);
-    return value;
+    return Result<T>(std::move(value));
 }
 
 inline Result<void> result(edgellm_status status) {
@@ -418,6 +418,37 @@ public:
         Event event;
         return finish(event, edgellm_accept(handle(), token, &event.raw));
     }
+
+    // Natural logarithms of the probabilities of these tokens, one after the other, after what the session holds; it stays as
+    // it is.
+    Result<std::vector<float>> score(View<Token> tokens) {
+        std::vector<float> out(tokens.size());
+        const edgellm_status status = edgellm_score(handle(), tokens.data(), tokens.size(), out.data());
+        return detail::result(status, std::move(out));
+    }
+
+    // A second session that stands where this one does; both go on independently.
+    Result<Session> fork() {
+        edgellm_session *session = nullptr;
+        const edgellm_status status = edgellm_session_fork(handle(), &session);
+        return detail::result(status, Session(session));
+    }
+
+    // Everything that the session would go on from, for restore of a session of the same model, also in another process.
+    Result<std::vector<unsigned char>> save() {
+        return detail::grow<std::vector<unsigned char>>(1, [&](void *out, std::size_t cap, std::size_t *n) {
+            return edgellm_session_save(handle(), out, cap, n);
+        });
+    }
+
+    // All of it is checked before anything changes.
+    Result<void> restore(View<unsigned char> saved) {
+        return detail::result(edgellm_session_restore(handle(), saved.data(), saved.size()));
+    }
+
+    // The same, to and from a file descriptor, from where it stands.
+    Result<void> save_fd(int fd) { return detail::result(edgellm_session_save_fd(handle(), fd)); }
+    Result<void> restore_fd(int fd) { return detail::result(edgellm_session_restore_fd(handle(), fd)); }
 
     // Any thread, any signal handler. `run` is a number from run(), so that a late cancel cannot hit the next run; 0 =
     // whatever runs now.

@@ -28,7 +28,7 @@ part=$(mktemp -d "$out/.part-XXXXXX")
 trap 'rm -rf "$part"' EXIT
 
 # The header is the list: what stands after EDGELLM_API, before the parenthesis.
-sed -n '/^#/d;/^EDGELLM_API/,/;/p' "$root/include/edgellm.h" | grep -o 'edgellm_[a-z0-9_]*(' | tr -d '(' |
+sed -n '/^#/d;/^ *\/\//d;/^EDGELLM_API/,/;/p' "$root/include/edgellm.h" | grep -o 'edgellm_[a-z0-9_]*(' | tr -d '(' |
   LC_ALL=C sort -u >"$part/symbols.txt"
 grep -qx edgellm_load "$part/symbols.txt"
 

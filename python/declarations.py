@@ -17,6 +17,7 @@ lib = ctypes.CDLL(str(Path(__file__).with_name("libedgellm.so")))
 PLAIN = {
     "char": "ctypes.c_char",
     "float": "ctypes.c_float",
+    "double": "ctypes.c_double",
     "size_t": "ctypes.c_size_t",
     **{f"{sign}int{bits}_t": f"ctypes.c_{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }

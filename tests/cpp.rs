@@ -82,6 +82,41 @@ fn the_wrapper_does_what_it_says_in_each_standard_with_and_without_exceptions() 
     }
 }
 
+/// The second run starts from what the first one saved, a third one from nothing, since its file is damaged.
+#[test]
+fn the_sessions_example_says_the_same_from_its_saved_session() {
+    let folder = TempDir::new();
+    let saved = folder.path().join("saved");
+    for (index, (_, compiler)) in compilers("c++", "clang++").iter().enumerate() {
+        let out = folder.path().join(format!("sessions-{index}"));
+        let libraries = library().shared.parent().expect("a folder");
+        let mut command = again(compiler);
+        command.arg("-std=c++17").args(WARNINGS).arg("-I").arg(root().join("include"));
+        command.arg(root().join("c_examples/sessions.cpp")).arg("-o").arg(&out).arg(&library().shared);
+        succeed(command.arg(format!("-Wl,-rpath,{}", libraries.display())));
+        let _ = std::fs::remove_file(&saved);
+        for what in ["18 tokens computed", "18 tokens restored", "18 tokens computed"] {
+            let mut command = cross::program(&out);
+            let output = succeed(command.arg(root().join("models/edgellm-mini-b1.58.gguf")).arg(&saved));
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            let answers = [
+                r#"{"action":"goto","place":"kitchen"}"#,
+                r#"{"action":"rotate","direction":"left","angle":30,"unit":"deg"}"#,
+                r#"{"action":"stop"}"#,
+                r#"{"action":"gripper","state":"close"}"#,
+            ];
+            assert_eq!(text.lines().collect::<Vec<_>>(), answers);
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(said.contains(what), "{what}: {said}");
+            if what.ends_with("restored") {
+                let mut bytes = std::fs::read(&saved).expect("the saved session");
+                *bytes.last_mut().expect("bytes") ^= 1;
+                std::fs::write(&saved, bytes).expect("it is damaged");
+            }
+        }
+    }
+}
+
 #[test]
 fn what_may_fail_cannot_be_overlooked_and_owners_cannot_be_copied() {
     let folder = TempDir::new();

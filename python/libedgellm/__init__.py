@@ -488,6 +488,37 @@ class Session(_Handle):
         _check(_c.accept(self._handle, token, ctypes.byref(event)))
         return _event(event)
 
+    def score(self, tokens: Sequence[int]) -> list[float]:
+        """Natural logarithms of the probabilities of these tokens, one after the other, after what the session holds, which
+        stays as it is. Their sum is that of the whole text: to rank what a robot may do next."""
+        out = (ctypes.c_float * max(len(tokens), 1))()
+        _check(_c.score(self._handle, _tokens(tokens), len(tokens), out))
+        return list(out)
+
+    def fork(self) -> Session:
+        """A second session that stands where this one does; both go on independently, on any threads."""
+        out = ctypes.c_void_p()
+        _check(_c.session_fork(self._handle, ctypes.byref(out)))
+        return Session(out.value)
+
+    def save(self) -> bytes:
+        """Everything that the session would go on from, for `restore` of a session of the same model, also in another
+        process. It holds the whole conversation."""
+        call = lambda out, cap, n: _c.session_save(self._handle, out, cap, n)  # noqa: E731
+        return bytes(_grow(ctypes.c_char, 1, call))
+
+    def restore(self, saved: bytes) -> None:
+        """Takes over what `save` gave, sampling settings too. All of it is checked before anything changes."""
+        _check(_c.session_restore(self._handle, saved, len(saved)))
+
+    def save_fd(self, fd: int) -> None:
+        """`save` to a file descriptor, from where it stands."""
+        _check(_c.session_save_fd(self._handle, fd))
+
+    def restore_fd(self, fd: int) -> None:
+        """`restore` from a file descriptor, from where it stands to the end of what was saved."""
+        _check(_c.session_restore_fd(self._handle, fd))
+
     @property
     def run(self) -> int:
         """The number of the current run, for `cancel`."""

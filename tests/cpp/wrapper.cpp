@@ -162,6 +162,37 @@ static void deadlines(const Model &model) {
     CHECK(!*session.forward(edgellm::Clock::time_point()) && *session.forward());
 }
 
+// Two sessions from one, and one from its bytes, say the same.
+static void copies(const Model &model) {
+    Session session = std::move(*Session::create(model));
+    CHECK(session.prompt(question(model)));
+    auto stop = model.tokenize(ANSWER, 0);
+    auto scores = session.score(*stop);
+    CHECK(scores && scores->size() == stop->size() && scores->front() <= 0);
+    CHECK(!session.score({}) && session.score({}).error().status() == EDGELLM_E_ARG);
+    std::string begun;
+    for (int i = 0; i < 2; i++) begun += session.step()->text();
+    auto fork = session.fork();
+    auto saved = session.save();
+    CHECK(fork && saved && saved->size() > 1000);
+    const auto rest = [&](Session &one) {
+        std::string text = begun;
+        for (auto &event : one.events()) text += event->text();
+        return text;
+    };
+    CHECK(rest(*fork) == ANSWER && rest(session) == ANSWER);
+    Session other = std::move(*Session::create(model));
+    CHECK(other.restore(*saved) && rest(other) == ANSWER);
+    saved->back() ^= 1;
+    auto damaged = other.restore(*saved);
+    CHECK(!damaged && damaged.error().status() == EDGELLM_E_INTEGRITY);
+    std::FILE *file = std::tmpfile();
+    CHECK(file && fork->save_fd(fileno(file)) && std::fseek(file, 0, SEEK_SET) == 0);
+    CHECK(other.restore_fd(fileno(file)) && other.length() == fork->length());
+    std::fclose(file);
+    CHECK(other.save_fd(-1).error().status() == EDGELLM_E_ARG || edgellm_last_errno() != 0);
+}
+
 static void sampling(const Model &model) {
     Session session = std::move(*Session::create(model));
     auto params = edgellm::sampling();
@@ -244,6 +275,7 @@ int main(int argc, char **argv) {
     text_and_tokens(*model);
     events(*model);
     deadlines(*model);
+    copies(*model);
     sampling(*model);
 #ifdef EDGELLM_HPP_STOP_TOKEN
     stop_tokens(*model);

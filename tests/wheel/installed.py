@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -109,6 +110,28 @@ def sessions(model):
         assert text == ANSWER and again > 10
 
 
+def copies(model):
+    prompt = model.tokenize(model.chat(MESSAGES), special=True)
+    with model.session() as session, model.session() as other:
+        session.prompt(prompt)
+        scores = {text: sum(session.score(model.tokenize(text, bos=False))) for text in ('{"action":"dock"}', ANSWER)}
+        assert max(scores, key=scores.get) == ANSWER
+        raises(Status.E_ARG, "", session.score, [])
+        begun = "".join(session.step().text for _ in range(2))
+        fork, saved = session.fork(), session.save()
+        other.restore(saved)
+        for one in (fork, session, other):
+            assert begun + "".join(event.text for event in one.events()) == ANSWER
+        raises(Status.E_INTEGRITY, "", other.restore, saved[:-1])
+        raises(Status.E_INTEGRITY, "", other.restore, b"")
+        with tempfile.TemporaryFile() as file:
+            fork.save_fd(file.fileno())
+            file.seek(0)
+            other.restore_fd(file.fileno())
+        assert other.length == fork.length
+        fork.close()
+
+
 def sampled(model):
     prompt = model.tokenize(model.chat(MESSAGES), special=True)
     with model.session(n_ctx=128, prefill_chunk=4, kv_type=KvType.I8, max_tokens=3) as session:
@@ -152,6 +175,7 @@ def main():
     model = libedgellm.Model(sys.argv[1], n_threads=1)
     texts(model)
     sessions(model)
+    copies(model)
     sampled(model)
     cancelled(model)
 
