@@ -10,7 +10,7 @@
  *         std::cout << event->text();
  *     }
  *
- * Handles   Model and Session own one handle each, move only, and free it.  A moved-from one may only be assigned to or
+ * Handles   Model, Session and Grammar own one handle each, move only, and free it.  A moved-from one may only be assigned to or
  *           destroyed.  handle() lends the handle for functions of edgellm.h that have no method here.
  * Errors    What can fail gives a Result: a value or an Error, which has the status and the words of edgellm_last_error.
  *           Nothing here throws; containers throw std::bad_alloc as ever.  With EDGELLM_HPP_EXCEPTIONS defined before the
@@ -205,6 +205,7 @@ template <class Container, class Call> Result<Container> grow(std::size_t first,
 struct Free {
     void operator()(edgellm_model *model) const noexcept { edgellm_free(model); }
     void operator()(edgellm_session *session) const noexcept { edgellm_session_free(session); }
+    void operator()(edgellm_grammar *grammar) const noexcept { edgellm_grammar_free(grammar); }
 };
 
 } // namespace detail
@@ -324,6 +325,25 @@ private:
     std::unique_ptr<edgellm_model, detail::Free> handle_;
 };
 
+// What output is held to: immutable, for any number of sessions of its model and threads at once. A session gets it with
+// sampling.grammar = grammar.handle(), and keeps a reference of its own.
+class Grammar {
+public:
+    // `kind`: EDGELLM_GRAMMAR_*, which says what the text is.
+    static Result<Grammar> compile(const Model &model, std::int32_t kind, std::string_view text) {
+        edgellm_grammar *grammar = nullptr;
+        const edgellm_status status = edgellm_grammar_new(model.handle(), kind, text.data(), text.size(), &grammar);
+        return detail::result(status, Grammar(grammar));
+    }
+
+    edgellm_grammar *handle() const noexcept { return handle_.get(); }
+
+private:
+    explicit Grammar(edgellm_grammar *handle) noexcept : handle_(handle) {}
+
+    std::unique_ptr<edgellm_grammar, detail::Free> handle_;
+};
+
 // What a step did.
 class Event {
 public:
@@ -331,6 +351,8 @@ public:
 
     // Whole UTF-8 characters, valid until the session's next call.
     std::string_view text() const noexcept { return detail::view(raw.text); }
+    // The most likely tokens at this place, the likeliest first, as many as sampling.n_alternatives; valid as long as text.
+    View<edgellm_alternative> alternatives() const noexcept { return {raw.alternatives, raw.n_alternatives}; }
     // The committed token, or the one that ended the generation; -1 = none.
     Token token() const noexcept { return raw.token; }
     bool is_token() const noexcept { return raw.kind == EDGELLM_EV_TOKEN; }

@@ -146,6 +146,21 @@ fn the_control_loop_lets_the_model_speak_between_its_periods() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("; 0 tokens, 0 interruptions"), "{output:?}");
 }
 
+/// Nothing else than a call can come, whatever is asked.
+#[test]
+fn the_tools_example_turns_every_request_into_a_call() {
+    let output = example("tools", &[]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let lines: Vec<_> = text.lines().map(str::trim).collect();
+    assert_eq!(lines.len(), 12, "{text}");
+    assert_eq!(lines[1..3], [r#"{"action":"goto","place":"kitchen"}"#, "driving to the kitchen"]);
+    assert_eq!(lines[5], "turning left by 30 degrees");
+    for call in lines.iter().skip(1).step_by(3) {
+        assert!(serde_json::from_str::<serde_json::Value>(call).expect("JSON")["action"].is_string(), "{call}");
+    }
+    assert!(["driving to", "turning ", "stopping"].iter().any(|start| lines[11].starts_with(start)), "{text}");
+}
+
 #[test]
 fn the_bench_example_says_how_fast_the_model_is() {
     let output = example("bench", &["32", "8", "1"]);

@@ -27,14 +27,10 @@ fn skip(what: &str) {
     let _ = writeln!(std::io::stderr(), "SKIPPED: {what}");
 }
 
-/// gcc's and clang's compilers of a language, as far as they are installed.
+/// gcc's and clang's compilers of a language, as far as they are installed; for another machine gcc's alone.
 fn compilers(gcc: &'static str, clang: &'static str) -> Vec<(&'static str, Command)> {
-    let mut clangs = Command::new(clang);
-    if cross::emulated() {
-        clangs.arg(format!("--target={}-linux-gnu", std::env::consts::ARCH));
-    }
-    let all = [(gcc, cross::tool(gcc)), (clang, clangs)];
-    let found = all.into_iter().filter(|(name, tool)| {
+    let all = [(gcc, cross::tool(gcc)), (clang, Command::new(clang))];
+    let found = all.into_iter().take(if cross::emulated() { 1 } else { 2 }).filter(|(name, tool)| {
         let starts = Command::new(tool.get_program()).arg("--version").output();
         let found = starts.is_ok_and(|output| output.status.success());
         if !found {

@@ -30,6 +30,8 @@ __all__ = [
     "Error",
     "Event",
     "Finish",
+    "Grammar",
+    "GrammarKind",
     "KvType",
     "Model",
     "ModelInfo",
@@ -61,6 +63,17 @@ class Finish(enum.IntEnum):
     EOS = _c.FINISH_EOS
     STOP = _c.FINISH_STOP
     LENGTH = _c.FINISH_LENGTH
+    GRAMMAR = _c.FINISH_GRAMMAR
+
+
+class GrammarKind(enum.IntEnum):
+    """What the text of a grammar is."""
+
+    JSON_SCHEMA = _c.GRAMMAR_JSON_SCHEMA
+    REGEX = _c.GRAMMAR_REGEX
+    LARK = _c.GRAMMAR_LARK
+    CHOICE = _c.GRAMMAR_CHOICE
+    TOOLS = _c.GRAMMAR_TOOLS
 
 
 class KvType(enum.IntEnum):
@@ -366,6 +379,14 @@ class Model(_Handle):
 
         return bytes(_grow(ctypes.c_char, len(data) + 256, call)).decode("utf-8", "replace")
 
+    def grammar(self, kind: GrammarKind, text: str | Sequence[Any] | Mapping[str, Any]) -> Grammar:
+        """Compiles a grammar for `Session.sampling`. `text` is what `kind` says; what is JSON may come as Python's lists and
+        dictionaries. Takes milliseconds, the first one of a model up to seconds."""
+        data = (text if isinstance(text, str) else json.dumps(text)).encode()
+        out = ctypes.c_void_p()
+        _check(_c.grammar_new(self._handle, kind, data, len(data), ctypes.byref(out)))
+        return Grammar(out.value)
+
     def session(
         self, *, n_ctx: int = 0, prefill_chunk: int = 0, kv_type: KvType = KvType.AUTO, **sampling: Any
     ) -> Session:
@@ -379,6 +400,15 @@ class Model(_Handle):
         if sampling:
             session.sampling(**sampling)
         return session
+
+
+class Grammar(_Handle):
+    """What output is held to: made by `Model.grammar`, for any number of sessions of that model and threads at once."""
+
+    _free = staticmethod(_c.grammar_free)
+
+    def __enter__(self) -> Grammar:
+        return self
 
 
 class Session(_Handle):
@@ -401,10 +431,14 @@ class Session(_Handle):
         stop: Sequence[str] = (),
         stop_tokens: Sequence[int] = (),
         bias: Mapping[int, float] | None = None,
+        grammar: Grammar | None = None,
+        grammar_trigger: str | None = None,
         **params: float,
     ) -> None:
         """Sets how tokens are chosen from now on; by default the likeliest. `stop`: texts that end a generation; `bias` is
-        added to the logits of tokens. `params` are further fields of `edgellm_sampling`, such as repeat_penalty."""
+        added to the logits of tokens. `grammar` holds the output from the first token on or, with a `grammar_trigger`, from
+        that text on; the session keeps it when it is closed. `params` are further fields of `edgellm_sampling`, such as
+        repeat_penalty."""
         struct = _defaults(
             "sampling",
             {
@@ -426,6 +460,13 @@ class Session(_Handle):
         for field, values in (("stops", strings), ("stop_tokens", tokens), ("bias", biases)):
             setattr(struct, field, ctypes.addressof(values) if len(values) else None)
             setattr(struct, f"n_{field}", len(values))
+        if grammar is not None:
+            struct.grammar = grammar._handle
+        trigger = None if grammar_trigger is None else grammar_trigger.encode()
+        if trigger is not None:
+            struct.grammar_mode = _c.GRAMMAR_ON_TRIGGER
+            struct.grammar_trigger.ptr = ctypes.cast(ctypes.c_char_p(trigger), ctypes.c_void_p).value
+            struct.grammar_trigger.len = len(trigger)
         _check(_c.session_sampling(self._handle, ctypes.byref(struct)))
 
     def prompt(self, tokens: Sequence[int]) -> int:

@@ -193,6 +193,29 @@ static void copies(const Model &model) {
     CHECK(other.save_fd(-1).error().status() == EDGELLM_E_ARG || edgellm_last_errno() != 0);
 }
 
+static void grammars(const Model &model) {
+    Session session = std::move(*Session::create(model));
+    auto params = edgellm::sampling();
+    {
+        auto grammar = edgellm::Grammar::compile(model, EDGELLM_GRAMMAR_CHOICE, R"(["yes", "no"])");
+        CHECK(grammar);
+        params.grammar = grammar->handle();
+        params.n_alternatives = 3;
+        CHECK(session.set_sampling(params) && session.prompt(question(model)));
+    }
+    std::string text;
+    for (auto &event : session.events()) {
+        CHECK(event);
+        text += event->text();
+        if (!event->is_token()) continue;
+        const auto likely = event->alternatives();
+        CHECK(likely.size() == 3 && likely[0].logprob >= likely[1].logprob);
+    }
+    CHECK(text == "yes" || text == "no");
+    auto wrong = edgellm::Grammar::compile(model, EDGELLM_GRAMMAR_REGEX, "(");
+    CHECK(!wrong && wrong.error().status() == EDGELLM_E_GRAMMAR);
+}
+
 static void sampling(const Model &model) {
     Session session = std::move(*Session::create(model));
     auto params = edgellm::sampling();
@@ -276,6 +299,7 @@ int main(int argc, char **argv) {
     events(*model);
     deadlines(*model);
     copies(*model);
+    grammars(*model);
     sampling(*model);
 #ifdef EDGELLM_HPP_STOP_TOKEN
     stop_tokens(*model);

@@ -1,6 +1,7 @@
 """The installed wheel at work: installed.py MODEL.gguf. Ends with 0 when all is as the package says."""
 
 import ctypes
+import json
 import sys
 import tempfile
 import threading
@@ -8,7 +9,7 @@ import time
 from pathlib import Path
 
 import libedgellm
-from libedgellm import Error, Finish, KvType, Status
+from libedgellm import Error, Finish, GrammarKind, KvType, Status
 
 MESSAGES = [{"role": "user", "content": "Stop."}]
 ANSWER = '{"action":"stop"}'
@@ -132,6 +133,23 @@ def copies(model):
         fork.close()
 
 
+def grammars(model):
+    prompt = model.tokenize(model.chat(MESSAGES), special=True)
+    with model.session() as session:
+        with model.grammar(GrammarKind.CHOICE, ["yes", "no"]) as grammar:
+            session.sampling(grammar=grammar)
+        for _ in range(2):
+            assert "".join(session.generate(prompt)) in ("yes", "no")
+        schema = {"type": "object", "properties": {"action": {"enum": ["dock", "stop"]}}, "required": ["action"]}
+        session.sampling(grammar=model.grammar(GrammarKind.JSON_SCHEMA, schema | {"additionalProperties": False}))
+        assert json.loads("".join(session.generate(prompt))) == {"action": "stop"}
+        grammar = model.grammar(GrammarKind.REGEX, '"[a-z]{3}"')
+        session.sampling(grammar=grammar, grammar_trigger='"action":')
+        text = "".join(session.generate(prompt))
+        assert text.startswith('{"action":"') and len(text) == len('{"action":"abc"'), text
+        raises(Status.E_GRAMMAR, "", model.grammar, GrammarKind.REGEX, "(")
+
+
 def sampled(model):
     prompt = model.tokenize(model.chat(MESSAGES), special=True)
     with model.session(n_ctx=128, prefill_chunk=4, kv_type=KvType.I8, max_tokens=3) as session:
@@ -176,6 +194,7 @@ def main():
     texts(model)
     sessions(model)
     copies(model)
+    grammars(model)
     sampled(model)
     cancelled(model)
 

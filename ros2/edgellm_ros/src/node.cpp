@@ -181,6 +181,7 @@ private:
         request.seed = goal->seed;
         request.max_tokens = goal->max_tokens;
         request.stop = goal->stop;
+        request.json_schema = goal->json_schema;
         request.time_limit =
             std::chrono::seconds(goal->time_limit.sec) + std::chrono::nanoseconds(goal->time_limit.nanosec);
 

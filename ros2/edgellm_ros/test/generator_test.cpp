@@ -83,6 +83,22 @@ static void answers(Generator &generator) {
     CHECK(ask(generator, request).text == ask(generator, request).text);
 }
 
+static void it_is_held_to_a_schema(Generator &generator) {
+    Request request;
+    request.prompt.messages = MESSAGES;
+    request.json_schema = R"({"type": "object", "properties": {"action": {"enum": ["dock", "wait"]}}, "required": ["action"],
+        "additionalProperties": false, "x-guidance": {"whitespace_flexible": false}})";
+    for (int i = 0; i < 2; i++) {
+        const Answer answer = ask(generator, request);
+        CHECK(answer.finish == Finish::Grammar || answer.finish == Finish::Eos);
+        CHECK(answer.text == R"({"action":"dock"})" || answer.text == R"({"action":"wait"})");
+    }
+    request.json_schema = "{\"type\": 7}";
+    CHECK(ask(generator, request).message.find("EDGELLM_E_GRAMMAR") == 0);
+    request.json_schema.clear();
+    CHECK(ask(generator, request).text == ANSWER);
+}
+
 // A story without an end, until the context is full.
 static Request story() {
     Request request;
@@ -170,6 +186,7 @@ int main(int argc, char **argv) {
     auto generator = Generator::create(settings(argv[1]));
     CHECK(generator);
     answers(*generator);
+    it_is_held_to_a_schema(*generator);
     it_ends_in_time(*generator);
     it_is_cancelled(*generator);
     candidates_are_ranked(*generator);

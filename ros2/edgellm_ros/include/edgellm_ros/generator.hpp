@@ -55,11 +55,14 @@ struct Request {
     std::uint64_t seed = 0;
     std::uint32_t max_tokens = 0;
     std::vector<std::string> stop;
+    std::string json_schema;  // Empty = anything.
     std::chrono::nanoseconds time_limit{0};  // 0 = none.
 };
 
 // The numbers are those of Generate.action.
-enum class Finish : std::uint8_t { None = 0, Eos = 1, Stop = 2, Length = 3, Time = 4, Cancelled = 5, Error = 6 };
+enum class Finish : std::uint8_t {
+    None = 0, Eos = 1, Stop = 2, Length = 3, Time = 4, Cancelled = 5, Error = 6, Grammar = 7
+};
 
 struct Answer {
     Finish finish = Finish::None;
@@ -228,6 +231,7 @@ private:
         case EDGELLM_FINISH_EOS: return Finish::Eos;
         case EDGELLM_FINISH_STOP: return Finish::Stop;
         case EDGELLM_FINISH_LENGTH: return Finish::Length;
+        case EDGELLM_FINISH_GRAMMAR: return Finish::Grammar;
         default: return Finish::None;
         }
     }
@@ -276,6 +280,16 @@ private:
         for (const std::string &stop : request.stop) stops.push_back({stop.data(), stop.size()});
         sampling.stops = stops.data();
         sampling.n_stops = stops.size();
+        if (!request.json_schema.empty()) {
+            // The one before is kept: mostly it is the same.
+            if (!grammar_ || request.json_schema != schema_) {
+                auto grammar = edgellm::Grammar::compile(model_, EDGELLM_GRAMMAR_JSON_SCHEMA, request.json_schema);
+                if (!grammar) return grammar.error();
+                grammar_.emplace(std::move(*grammar));
+                schema_ = request.json_schema;
+            }
+            sampling.grammar = grammar_->handle();
+        }
         if (auto set = session_.set_sampling(sampling); !set) return set.error();
         auto prompted = session_.prompt(*tokens);
         if (!prompted) return prompted.error();
@@ -285,6 +299,8 @@ private:
     Settings settings_;
     edgellm::Model model_;
     edgellm::Session session_;
+    std::optional<edgellm::Grammar> grammar_;
+    std::string schema_;
     std::unique_ptr<std::mutex> turn_;
 };
 
