@@ -104,8 +104,8 @@ class Side:
 class Worker:
     """A side in a process of its own."""
 
-    def __init__(self, side, path, threads, context=1024):
-        command = [sys.executable, __file__, side, str(path), str(threads), str(context)]
+    def __init__(self, side, path, threads, context=1024, program=__file__):
+        command = [sys.executable, program, side, str(path), str(threads), str(context)]
         self.name = f"{side} with {path.name} on {threads} threads"
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._read()
@@ -346,10 +346,10 @@ def run(arguments, measure):
         arguments.json.write_text(json.dumps(report, indent=1))
 
 
-def main():
-    """A worker."""
+def main(kind=Side):
+    """A worker that answers with the methods of `kind`."""
     side, path, threads, context = sys.argv[1:]
-    model = Side(side, path, int(threads), int(context))
+    model = kind(side, path, int(threads), int(context))
     print("true", flush=True)
     for line in sys.stdin:
         what, *values = json.loads(line)

@@ -9,7 +9,7 @@ _quiet = c.llama_log_callback(lambda level, text, user: None)
 
 
 class Model:
-    """A loaded model with one context of one sequence."""
+    """A loaded model with one context, of which `sequence` is used: 0 or 1."""
 
     def __init__(self, path, threads, context=1024):
         c.llama_log_set(_quiet, None)
@@ -22,11 +22,12 @@ class Model:
         params.n_batch = params.n_ubatch = 512
         params.n_threads = params.n_threads_batch = threads
         params.no_perf = True
+        params.n_seq_max, params.kv_unified = 2, True  # One cache, of which a single sequence may have all.
         self.context = c.llama_init_from_model(self.model, params)
         self.vocab_pointer = c.llama_model_get_vocab(self.model)
         self.vocab = c.llama_vocab_n_tokens(self.vocab_pointer)
         self.batch = c.llama_batch_init(512, 0, 1)
-        self.past = 0
+        self.past, self.sequence = 0, 0
 
     def tokenize(self, text, special=False):
         """Token ids of a text, without BOS."""
@@ -37,7 +38,7 @@ class Model:
 
     def rewind(self, keep=0):
         """Forgets all but the first `keep` tokens."""
-        c.llama_memory_seq_rm(c.llama_get_memory(self.context), 0, keep, -1)
+        c.llama_memory_seq_rm(c.llama_get_memory(self.context), self.sequence, keep, -1)
         self.past = keep
 
     def append(self, ids, all_logits=False):
@@ -46,7 +47,7 @@ class Model:
         batch.n_tokens = len(ids)
         for i, token in enumerate(ids):
             batch.token[i], batch.pos[i], batch.n_seq_id[i] = int(token), self.past + i, 1
-            batch.seq_id[i][0] = 0
+            batch.seq_id[i][0] = self.sequence
             batch.logits[i] = all_logits or i == len(ids) - 1
 
     def forward(self):
