@@ -185,6 +185,43 @@ fn the_end_comes_after_the_last_token_and_says_grammar() {
 }
 
 #[test]
+fn a_session_saved_in_the_middle_of_a_sentence_goes_on_in_it() {
+    let saved = |session: &mut Session| {
+        let mut state = Vec::new();
+        let mut sink = |part: &[u8]| {
+            state.extend_from_slice(part);
+            Ok(())
+        };
+        session.save().expect("memory").write(&mut sink).expect("memory");
+        state
+    };
+    let robot = grammar(GrammarKind::JsonSchema, ROBOT);
+    let mut first = session();
+    first.set_sampling(&under(&robot, 7)).expect("good settings");
+    first.prompt(&PROMPT).expect("room");
+    let mut states = vec![saved(&mut first)];
+    while first.step(None).expect("a good step").kind != EventKind::End {
+        states.push(saved(&mut first));
+    }
+    // As another process would: a grammar of its own, made of the same text, and other settings.
+    let mut restored = session();
+    for state in &states {
+        restored.set_sampling(&under(&grammar(GrammarKind::JsonSchema, ROBOT), 1)).expect("good settings");
+        restored.restore(state).expect("as it was saved");
+        let (_, end) = finish(&mut restored);
+        assert!(ended(end) && restored.tokens() == first.tokens());
+    }
+    restored.set_sampling(&Sampling::default()).expect("good settings");
+    assert!(matches!(restored.restore(&states[3]), Err(Error::State(_))), "no grammar is set");
+    restored.set_sampling(&under(&grammar(GrammarKind::Choice, r#"["yes"]"#), 1)).expect("good settings");
+    assert!(matches!(restored.restore(&states[3]), Err(Error::Mismatch(_))), "another grammar");
+    assert_eq!(restored.tokens(), first.tokens(), "a refusal changes nothing");
+    restored.set_sampling(&under(&robot, 1)).expect("good settings");
+    restored.restore(&saved(&mut first)).expect("at its end");
+    assert_eq!(restored.step(None).expect("the end").kind, EventKind::End);
+}
+
+#[test]
 fn a_run_is_the_same_however_it_is_stepped() {
     let grammar = grammar(GrammarKind::JsonSchema, ROBOT);
     let mut session = session();

@@ -201,7 +201,9 @@ fn forged_states_are_refused_or_harmless() {
             let mut forgery = state.clone();
             forgery[at] ^= flip;
             match session.restore(&forged(forgery)) {
-                Err(Error::Integrity(_) | Error::Mismatch(_) | Error::Context { .. }) => refusals += 1,
+                Err(Error::Integrity(_) | Error::Mismatch(_) | Error::Context { .. } | Error::State(_)) => {
+                    refusals += 1
+                }
                 Err(error) => panic!("byte {at} ^ {flip:#x}: {error}"),
                 Ok(()) => {
                     accepted += 1;

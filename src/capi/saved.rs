@@ -43,13 +43,13 @@ pub unsafe extern "C" fn edgellm_session_fork(
 
 /// Everything that the session would go on from, as bytes: tokens, KV cache as it is stored, sampling settings, how far the
 /// run is, text that was held back. A session of the same model that restores it, in this process or another one, goes on bit
-/// for bit (on a machine and with a build that compute the same bits: for the CPU all do). A grammar is not saved: set it
-/// again, and it begins at the next token.
+/// for bit (on a machine and with a build that compute the same bits: for the CPU all do). A grammar is not saved, but
+/// where the output stands in it is: who restores the session sets the same one before.
 ///
 /// *n is the length in bytes, mostly that of the KV cache of the tokens that are in it. Nothing in the bytes is secret to
 /// who has them: they hold the whole conversation. A step that AGAIN suspended is saved as if it had not begun; statistics are
 /// not saved. The session's caller only; the session stays as it is. Errors: E_ARG, E_BUFFER (*n is the length needed),
-/// E_NOMEM, E_BUSY, E_DEVICE, E_FORKED, E_INTERNAL.
+/// E_STATE (a shift has dropped the start of what a grammar governs), E_NOMEM, E_BUSY, E_DEVICE, E_FORKED, E_INTERNAL.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn edgellm_session_save(
@@ -79,7 +79,8 @@ pub unsafe extern "C" fn edgellm_session_save(
 /// All of it is checked before anything changes: whatever the error, the session is as it was. A bit that was flipped, bytes
 /// that are missing or too many, or what is no saved session at all: E_INTEGRITY. Another model (model_info.fingerprint),
 /// another kind of KV cache (kv_type, EDGELLM_LOAD_EXACT, CPU or CUDA), a version of the format that this library does not
-/// know: E_MISMATCH. More tokens than n_ctx: E_CONTEXT. The checksum finds accidents, not forgers; what a forger writes is
+/// know: E_MISMATCH. More tokens than n_ctx: E_CONTEXT. It followed a grammar and this session has none set: E_STATE; or it
+/// has one that those tokens do not follow: E_MISMATCH. The checksum finds accidents, not forgers; what a forger writes is
 /// still checked so far that nothing but the conversation can be wrong. Memory is asked for. The session's caller only. Other
 /// errors: E_ARG, E_NOMEM, E_BUSY, E_FORKED, E_INTERNAL; E_DEVICE on a CUDA device, whose session may then only be freed.
 #[unsafe(no_mangle)]

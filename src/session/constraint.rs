@@ -102,6 +102,11 @@ impl Constraint {
         Ok(())
     }
 
+    /// How many tokens came before it; None when that is gone.
+    pub(super) fn start(&self) -> Option<usize> {
+        (self.start != UNKNOWN).then_some(self.start)
+    }
+
     /// So many tokens after the first `keep` are gone. What has gone from the grammar's own cannot be walked again.
     pub(super) fn tokens_dropped(&mut self, keep: usize, dropped: usize) {
         if self.start > keep {

@@ -7,9 +7,11 @@
 //! KV cache. A text or a list has its length before it (u64).
 
 use super::alternatives::Alternatives;
+use super::constraint::Constraint;
 use super::text::TextOut;
-use super::{Finish, Run, Session};
+use super::{Finish, Run, Session, bytes_of};
 use crate::backend::Sink;
+use crate::tokenizer::Tokenizer;
 use crate::{Error, Result, Sampling};
 use std::io::Read;
 use std::time::Instant;
@@ -82,11 +84,41 @@ impl Session {
         put_text(out, pending);
         put_text(out, held.as_bytes());
         put_sampling(out, &self.sampling);
+        put_u64(out, self.grammar_start()?.map_or(0, |start| 1 + start));
         let log_sum_exp = if self.logits_ready { self.sequence.log_sum_exp() } else { 0.0 };
         put_f32(out, log_sum_exp);
         let logits = if self.logits_ready { self.sequence.logits()? } else { &[] };
         put_list(out, logits, |out, logit| put_f32(out, *logit));
         Ok(())
+    }
+
+    /// Where the grammar began that the session follows.
+    fn grammar_start(&self) -> Result<Option<usize>> {
+        let Some(constraint) = &self.constraint else { return Ok(None) };
+        let gone = "save: a full context has dropped where the grammar began: start a new run first";
+        constraint.start().map(Some).ok_or(Error::State(gone.into()))
+    }
+
+    /// The walk of a session that was saved while it followed a grammar, through the grammar that this one has.
+    fn walk(&self, saved: &mut Saved<'_>) -> Result<Option<Constraint>> {
+        let Some(start) = saved.grammar_start else { return Ok(None) };
+        let (grammar, mode) = (self.sampling.grammar.clone(), self.sampling.grammar_mode.clone());
+        let missing = "the saved session follows a grammar, which is not saved: set it before the restore";
+        saved.sampling.grammar = Some(grammar.ok_or(Error::State(missing.into()))?);
+        saved.sampling.grammar_mode = mode;
+        let vocab_len = self.model.config().shape.vocab_len;
+        let longest = self.model.tokenizer().map_or(0, Tokenizer::longest_token);
+        let mut walk = Constraint::new(&saved.sampling, start, vocab_len, longest)?.ok_or_else(damaged)?;
+        let tokens: Vec<u32> = collected(saved.tokens.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)))?;
+        let walked = walk.cut(&tokens, |token| bytes_of(&self.model, token));
+        match walked {
+            // What ended a run need not be part of the grammar.
+            Err(error) if saved.run.finish.is_none() => {
+                let text = format!("the saved session does not follow this session's grammar: {error}");
+                Err(Error::Mismatch(text))
+            }
+            _ => Ok(Some(walk)),
+        }
     }
 
     /// Takes over what another session of the same model saved, in this process or another; its sampling settings too. A new
@@ -113,7 +145,8 @@ impl Session {
         self.restore(&saved)
     }
 
-    fn take_over(&mut self, saved: Saved<'_>) -> Result<()> {
+    fn take_over(&mut self, mut saved: Saved<'_>) -> Result<()> {
+        let constraint = self.walk(&mut saved)?;
         let text = TextOut::resumed(self.model.tokenizer(), &saved.sampling.stops, (saved.pending, saved.held))?;
         let text = text.ok_or_else(damaged)?;
         let mut alternatives = Alternatives::default();
@@ -135,7 +168,7 @@ impl Session {
         self.run = saved.run;
         self.sampling = saved.sampling;
         self.text = text;
-        self.constraint = None;
+        self.constraint = constraint;
         self.alternatives = alternatives;
         self.control.start_run();
         self.control.set_length(self.tokens.len());
@@ -152,6 +185,7 @@ struct Saved<'a> {
     pending: &'a [u8],
     held: &'a str,
     sampling: Sampling,
+    grammar_start: Option<usize>,
     log_sum_exp: f32,
     logits: &'a [u8], // f32 each
     kv: &'a [u8],
@@ -175,11 +209,13 @@ impl<'a> Saved<'a> {
         let pending = from.list(1)?;
         let held = from.text()?;
         let sampling = read_sampling(&mut from)?;
+        let grammar_start = from.count()?.checked_sub(1);
         let log_sum_exp = from.f32()?;
         let logits = from.list(4)?;
         let kv = from.list(1)?;
         let run = Run { start: Instant::now(), prompt_start, prompt_end, generated, finish };
-        let saved = Saved { tokens, cached, dropped, run, pending, held, sampling, log_sum_exp, logits, kv };
+        let saved =
+            Saved { tokens, cached, dropped, run, pending, held, sampling, grammar_start, log_sum_exp, logits, kv };
         if from.bytes.is_empty() { saved.checked(session) } else { Err(damaged()) }
     }
 
@@ -308,7 +344,7 @@ fn put_sampling(out: &mut Vec<u8>, sampling: &Sampling) {
         stops,
         stop_tokens,
         alternatives,
-        grammar: _, // Not saved, nor when it begins.
+        grammar: _, // Not saved; where it began is.
         grammar_mode: _,
     } = sampling;
     for value in [temperature, top_p, min_p, repeat_penalty, frequency_penalty, presence_penalty] {
