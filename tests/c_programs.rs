@@ -272,6 +272,11 @@ fn sessions_fork_score_and_shift() {
 }
 
 #[test]
+fn the_rest_of_the_contract_holds() {
+    run_everywhere("contract");
+}
+
+#[test]
 fn steps_ask_for_no_memory_and_write_nothing() {
     run_everywhere("quiet");
 }
@@ -324,8 +329,19 @@ fn programs_are_clean_under_valgrind() {
         return skip("valgrind is not installed");
     }
     // Not quiet.c, whose own malloc stands in valgrind's way, and not ftz.c: valgrind has no flush-to-zero.
-    for program in ["api", "misuse", "layouts", "threads", "workers", "fork", "resume", "saved", "sequences", "grammar"]
-    {
+    for program in [
+        "api",
+        "misuse",
+        "layouts",
+        "threads",
+        "workers",
+        "fork",
+        "resume",
+        "saved",
+        "sequences",
+        "grammar",
+        "contract",
+    ] {
         let path = compile(program, LANGUAGES[0], Link::Shared, &[]);
         let mut valgrind = Command::new("valgrind");
         // The child of a fork cannot free what is its parent's.
@@ -355,8 +371,20 @@ fn programs_are_clean_under_address_sanitizer() {
         return skip("AddressSanitizer does not run under this emulator");
     }
     // Not quiet.c, whose own malloc is in the way.
-    let programs =
-        ["api", "misuse", "layouts", "threads", "workers", "fork", "ftz", "resume", "saved", "sequences", "grammar"];
+    let programs = [
+        "api",
+        "misuse",
+        "layouts",
+        "threads",
+        "workers",
+        "fork",
+        "ftz",
+        "resume",
+        "saved",
+        "sequences",
+        "grammar",
+        "contract",
+    ];
     for program in programs {
         let path = compile(program, LANGUAGES[0], Link::Shared, &flags);
         // Leaks are valgrind's; LeakSanitizer does not work where ptrace is not allowed.

@@ -231,6 +231,10 @@ fn a_cancelled_step_leaves_the_session_as_it_was() {
         tokens.extend(event.token);
     }
     assert_eq!(tokens, expected);
+    session.append(&[3]).expect("room");
+    session.forward(None).expect("a cancellation of an earlier run is not for this one");
+    control.cancel(0);
+    assert!(matches!(session.step(None), Err(Error::Cancelled)), "also where forward has left nothing to compute");
     let run_now = control.run();
     control.cancel(run_now - 1);
     session.prompt(&PROMPT).expect("room");

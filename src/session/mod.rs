@@ -373,6 +373,10 @@ impl Session {
         if full || enough {
             return Ok(self.finish(Finish::Length, Outcome::of(EventKind::End)));
         }
+        if self.logits_ready && self.control.cancelled() {
+            self.control.clear_cancel(); // There is no pass that would see it.
+            return Err(Error::Cancelled);
+        }
         self.prepare_grammar()?;
         let decodes = self.cached >= self.run.prompt_end && self.run.generated > 0;
         if !self.logits_ready && !self.run_pass(deadline)? {

@@ -20,6 +20,7 @@ static void child(const char *path, const edgellm_token *wanted) {
     edgellm_stats stats;
     edgellm_str bytes;
     const float *logits = NULL;
+    float logprob;
     char text[64];
     size_t n = 77;
     edgellm_event_init(&event);
@@ -42,6 +43,12 @@ static void child(const char *path, const edgellm_token *wanted) {
     REFUSED(EDGELLM_E_FORKED, "fork", edgellm_logits(s, &logits, &n));
     REFUSED(EDGELLM_E_FORKED, "fork", edgellm_accept(s, token, &event));
     REFUSED(EDGELLM_E_FORKED, "fork", edgellm_session_stats(s, &stats, 0));
+    REFUSED(EDGELLM_E_FORKED, "fork", edgellm_session_fork(s, &other));
+    REFUSED(EDGELLM_E_FORKED, "fork", edgellm_session_save(s, text, sizeof text, &n));
+    REFUSED(EDGELLM_E_FORKED, "fork", edgellm_session_restore(s, text, sizeof text));
+    REFUSED(EDGELLM_E_FORKED, "fork", edgellm_session_save_fd(s, 1));
+    REFUSED(EDGELLM_E_FORKED, "fork", edgellm_session_restore_fd(s, 0));
+    REFUSED(EDGELLM_E_FORKED, "fork", edgellm_score(s, &token, 1, &logprob));
     CHECK(n == 77 && other == NULL && logits == NULL);
     CHECK(edgellm_session_length(s) == 0 && edgellm_session_run(s) == 0 && edgellm_ref(model) == NULL);
     CHECK(edgellm_token_is_eos(model, token) == 0);

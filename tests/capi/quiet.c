@@ -101,6 +101,7 @@ static void quiet(const char *path, uint32_t n_threads) {
     edgellm_sampling sampling;
     edgellm_str stop;
     edgellm_event event;
+    float logprobs[128];
     size_t n = tokens_of(model, "hello the world 12, hello h\xc3\xa9llo in a world or her \xe2\x82\xac", prompt, 128), i;
     int kind;
     CHECK(n > 16 && n < 200);
@@ -134,6 +135,7 @@ static void quiet(const char *path, uint32_t n_threads) {
 
     /* The caller's own sampler, statistics, a deadline that is past, and a failing step. */
     STATUS(EDGELLM_OK, edgellm_session_prompt(s, prompt, n, NULL));
+    STATUS(EDGELLM_OK, edgellm_score(s, prompt, n, logprobs)); /* A session's first one asks for memory. */
     watch(1);
     for (i = 0; i < 4; i++) {
         const float *logits;
@@ -146,6 +148,7 @@ static void quiet(const char *path, uint32_t n_threads) {
         STATUS(EDGELLM_OK, edgellm_logits(s, &logits, &n_vocab));
         STATUS(EDGELLM_OK, edgellm_accept(s, 5, &event));
         STATUS(EDGELLM_OK, edgellm_session_stats(s, &stats, 0));
+        STATUS(EDGELLM_OK, edgellm_score(s, prompt, n, logprobs));
         edgellm_session_cancel(s, 0);
         STATUS(EDGELLM_E_CANCELLED, edgellm_step(s, &event));
         STATUS(EDGELLM_OK, edgellm_session_append(s, prompt, 1));
