@@ -63,7 +63,7 @@
 // The buffer is too small: *n says what is needed, nothing else was written.
 #define EDGELLM_E_BUFFER -4
 
-// Memory could not be had.
+// Memory of the host could not be had, or load_params.memory_limit is not enough.
 #define EDGELLM_E_NOMEM -5
 
 // Memory of the device could not be had.
@@ -129,8 +129,21 @@
 // load_params.device and edgellm_device_info.device of the CPU; CUDA devices have the driver's numbers, from 0.
 #define EDGELLM_DEVICE_CPU -2
 
+// Locks weights, keys, values and activations in memory, so that they are never swapped out; implies EDGELLM_LOAD_PREFAULT.
+// Load and session_new fail with E_NOMEM where the system does not allow it. Of memory on a device: always so.
+#define EDGELLM_LOAD_MLOCK 1
+
 // Read the file into memory instead of mapping it.
 #define EDGELLM_LOAD_NO_MMAP 2
+
+// Touches all memory and code that steps use when the model is loaded and when a session is made, which runs two tokens for
+// it: no step meets a page fault, the first one neither, unless the system takes pages away again. Embeddings that would be
+// read from the mapped file are copied.
+#define EDGELLM_LOAD_PREFAULT 8
+
+// With EDGELLM_DEVICE_AUTO: where no CUDA device can run the model, the load fails with E_DEVICE, E_DEVICE_MEM or
+// E_UNSUPPORTED, instead of going on to the CPU, which is many times slower.
+#define EDGELLM_LOAD_NO_GPU_FALLBACK 16
 
 // Weights dequantized to f32 and activations in f32: slow and large, for checking results. Activations that the model
 // itself rounds to int8 (BitNet) are rounded.
@@ -338,6 +351,10 @@ typedef struct edgellm_load_params {
     int32_t cuda_priority;
     // 0.
     uint32_t reserved0;
+    // What the model and all its sessions may take of memory together, on the host and on the device, in bytes; 0 = any.
+    // What would be more is E_NOMEM, and says how much it is. edgellm_plan_memory says what is counted, and how much of it
+    // there will be.
+    uint64_t memory_limit;
 } edgellm_load_params;
 
 // Text that somebody else owns: `len` bytes at `ptr`, not NUL-terminated. How long it lives is said where it is given.
@@ -392,7 +409,7 @@ typedef struct edgellm_session_params {
     uint32_t flags;
     // How many tokens the session can hold, at most n_ctx_train; 0 = n_ctx_train or 4096, whichever is less.
     uint32_t n_ctx;
-    // Tokens of the prompt per step; 0 = 512.
+    // Tokens of the prompt per step, at the most; 0 = 512.
     uint32_t prefill_chunk;
     // EDGELLM_KV_*: what the session keeps of the keys and values of past tokens.
     int32_t kv_type;
@@ -400,6 +417,10 @@ typedef struct edgellm_session_params {
     int32_t on_full;
     // With EDGELLM_FULL_SHIFT: the first tokens, for example a system prompt, that are never dropped; at most n_ctx - 2.
     uint32_t n_keep;
+    // What a step should stay within, in microseconds; 0 = throughput first. A step takes as many tokens of the prompt as it
+    // can in that time by what steps took before, at least one and at most prefill_chunk; a generated token takes what it
+    // takes. It is a wish: edgellm_step_until keeps to a deadline.
+    uint32_t step_budget_us;
 } edgellm_session_params;
 
 // The number is added to the logit of the token before it is sampled.
@@ -462,6 +483,43 @@ typedef struct edgellm_sampling {
     // With EDGELLM_GRAMMAR_ON_TRIGGER, UTF-8 of at most 256 bytes.
     struct edgellm_str grammar_trigger;
 } edgellm_sampling;
+
+// What a model and one session of it take of memory, in bytes. Buffers are counted in the units in which the system (whole
+// pages) or the device (2 MiB) gives them, and so are the tokenizer and the stacks of threads; not counted are small objects,
+// some KiB in all, and what the CUDA driver keeps for itself. Set struct_size to sizeof(edgellm_plan) before the call.
+typedef struct edgellm_plan {
+    // Set by the caller.
+    uint32_t struct_size;
+    // 1 when `needed` is within memory_limit, and all of it within what is available now; else 0.
+    uint32_t fits;
+    // As long as the model lives: weights that are not on a device, the tokenizer, the stacks of threads.
+    uint64_t weights_host;
+    // Weights on the device.
+    uint64_t weights_device;
+    // The keys and values of one session, on the CPU,
+    uint64_t kv_host;
+    // or on the device.
+    uint64_t kv_device;
+    // What else one session takes of the host's memory.
+    uint64_t scratch_host;
+    // And of the device's.
+    uint64_t scratch_device;
+    // Of the model's file, mapped while it is loaded; the rows of some embeddings are read from there later. The system
+    // takes these pages back when it needs memory: no other number counts them.
+    uint64_t mapped_file;
+    // The most that loading takes at a time, of host and device together.
+    uint64_t peak_load;
+    // What could be had of the host's memory now: what Linux calls available, or what control groups leave, if less.
+    uint64_t available_host;
+    // And of the device's; where it is the host's, what Linux calls available.
+    uint64_t available_device;
+    // The longest context of such a session that fits; 0 = none.
+    uint32_t n_ctx_fits;
+    // Where the model would run: EDGELLM_DEVICE_CPU, or the number of a CUDA device.
+    int32_t device;
+    // The least memory_limit with which the model can be loaded and one such session made.
+    uint64_t needed;
+} edgellm_plan;
 
 // A token that could have come.
 typedef struct edgellm_alternative {
@@ -533,6 +591,28 @@ typedef struct edgellm_stats {
     uint64_t kv_bytes;
     // Finding which tokens a grammar allows, and following it.
     uint64_t ns_grammar;
+    // What the next step will take, by what steps took before: for admission control. 0 = not known yet.
+    uint64_t next_step_ns;
+    // Calls that returned AGAIN: they were not done by their deadline.
+    uint64_t deadline_misses;
+    // The longest that one of these came back after its deadline.
+    uint64_t deadline_late_ns_max;
+    // Pages of memory that were not there when a step needed them: of the caller's thread in this session's steps, and of
+    // worker threads in whatever they did since the session was made, as far as they have slept since. Linux only, else 0.
+    uint64_t page_faults_in_step;
+    // How often the caller's thread asked for memory in this session's steps; UINT64_MAX where that is not counted: the library
+    // was built without the feature `count-allocations`.
+    uint64_t allocations_in_step;
+    // Memory that the model and all its sessions have taken on the host, in bytes, as edgellm_plan_memory counts it.
+    uint64_t host_bytes;
+    // And on the device.
+    uint64_t device_bytes;
+    // The most of the host's that was taken at a time, loading the model included.
+    uint64_t host_peak_bytes;
+    // What the machine took since the session was made or its counts were reset, in joules: by RAPL the energy of all
+    // processor packages, on boards with an INA3221 that of the rail of the whole board, or else of all its rails, as mean of
+    // the power at two calls of this function times the time between them. -1 where there is no meter that may be read.
+    double energy_joule;
 } edgellm_stats;
 
 #ifdef __cplusplus
@@ -775,6 +855,19 @@ EDGELLM_API EDGELLM_CHECK edgellm_status edgellm_session_rewind(struct edgellm_s
 
 // How many tokens the session holds; 0 when `s` is no session of this process. Any thread.
 EDGELLM_API size_t edgellm_session_length(const struct edgellm_session *s);
+
+// Says what edgellm_load and edgellm_session_new with the same parameters would take of memory, to the byte: a
+// memory_limit of out.needed is enough for both, and one page less is not. `session` = NULL: all defaults. Only what files
+// say of themselves is read; no weight is, and nothing is left in memory. With EDGELLM_DEVICE_AUTO the plan is for the first
+// device that can run the model, whether it has room or not, while the load would go on to the CPU.
+//
+// Any thread; waits for the disk. Errors: as edgellm_load and edgellm_session_new for what is wrong with the parameters
+// or the file; memory that is not there is no error, but out.fits.
+EDGELLM_API
+EDGELLM_CHECK
+edgellm_status edgellm_plan_memory(const struct edgellm_load_params *load,
+                                   const struct edgellm_session_params *session,
+                                   struct edgellm_plan *out);
 
 // Use edgellm_event_init.
 EDGELLM_API void edgellm_event_init_(struct edgellm_event *ev, size_t size);

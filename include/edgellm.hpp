@@ -251,6 +251,14 @@ inline Result<std::vector<edgellm_device_info>> devices() {
     return all;
 }
 
+// What a model and one session of it would take of memory; see edgellm_plan_memory.
+inline Result<edgellm_plan> plan_memory(const edgellm_load_params &load,
+                                        const edgellm_session_params &session = session_params()) {
+    edgellm_plan plan;
+    plan.struct_size = sizeof plan;
+    return detail::result(edgellm_plan_memory(&load, &session, &plan), plan);
+}
+
 // A loaded model: immutable, used by any number of threads at once.
 class Model {
 public:

@@ -27,6 +27,28 @@ pub enum Error {
         /// How much.
         bytes: usize,
     },
+    /// The system does not keep this memory from being swapped out.
+    NotLocked {
+        /// Of what.
+        what: &'static str,
+        /// How much.
+        bytes: usize,
+        /// How much this process may lock in all, if that is known; `u64::MAX` = any.
+        limit: Option<u64>,
+        /// What the system said.
+        reason: std::io::Error,
+    },
+    /// What a model and its sessions may take together is not enough.
+    MemoryLimit {
+        /// For what.
+        what: &'static str,
+        /// How much more.
+        bytes: u64,
+        /// What they have taken.
+        taken: u64,
+        /// What they may take.
+        limit: u64,
+    },
     /// Memory of a device could not be had, for what and how many bytes.
     DeviceMemory {
         /// For what.
@@ -96,6 +118,16 @@ impl fmt::Display for Error {
             | Error::Internal(message) => f.write_str(message),
             Error::Busy => f.write_str("another thread is inside this session"),
             Error::NoMemory { what, bytes } => write!(f, "no memory for {what}: {bytes} bytes"),
+            Error::NotLocked { what, bytes, limit, reason } => {
+                write!(f, "{bytes} bytes of {what} cannot be locked in memory: {reason}")?;
+                match limit {
+                    Some(limit) if *limit < u64::MAX => write!(f, "; this process may lock {limit} bytes"),
+                    _ => Ok(()),
+                }
+            }
+            Error::MemoryLimit { what, bytes, taken, limit } => {
+                write!(f, "memory limit: {what} takes {bytes} bytes, and {taken} of {limit} are taken")
+            }
             Error::DeviceMemory { what, bytes: 0 } => write!(f, "no memory of the device for {what}"),
             Error::DeviceMemory { what, bytes } => write!(f, "no memory of the device for {what}: {bytes} bytes"),
             Error::Io { message, .. }

@@ -159,6 +159,20 @@ impl Sampler {
         Ok(Sampler { candidates, recent, masked: Vec::new() })
     }
 
+    /// Touches its memory.
+    pub fn settle(&mut self) {
+        self.candidates.resize(self.candidates.capacity(), Candidate { logit: 0.0, token: 0 });
+        self.candidates.clear();
+        self.recent.resize(self.recent.capacity(), 0);
+        self.recent.clear();
+    }
+
+    /// What [`Sampler::new`] takes, in bytes.
+    pub fn bytes(vocab_len: usize, context_len: usize) -> u64 {
+        let sizes = [(vocab_len, size_of::<Candidate>()), (context_len, size_of::<u32>())];
+        sizes.into_iter().map(|(count, size)| count as u64 * size as u64).sum()
+    }
+
     /// Chooses the token that follows `tokens` from its logits, of those in `mask` when there is one; the random number is
     /// that of `position`.
     pub(crate) fn choose(

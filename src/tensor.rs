@@ -1,5 +1,15 @@
 //! Aligned memory that is asked for once and can be refused.
 
+mod allocations;
+mod host_memory;
+mod ledger;
+mod resident;
+
+pub use allocations::allocations;
+pub use host_memory::{HostMemory, host_memory};
+pub use ledger::{Bytes, Ledger, Taken, page_bytes, whole_pages};
+pub use resident::{Residence, page_faults, settle_code, settle_stack};
+
 use crate::{Error, Result};
 use memmap2::MmapMut;
 use std::marker::PhantomData;
@@ -59,6 +69,11 @@ impl<T: Plain> Buffer<T> {
         self.len * size_of::<T>()
     }
 
+    /// The same of a buffer that was made by [`Buffer::zeroed`], in whole pages.
+    pub fn held(&self) -> u64 {
+        whole_pages(self.bytes() as u64)
+    }
+
     /// The elements as they lie in memory.
     pub fn as_bytes(&self) -> &[u8] {
         // SAFETY: as in `deref`; `Plain` types have no padding.
@@ -81,6 +96,11 @@ impl<T: Plain> Buffer<T> {
         // SAFETY: in bounds by the line above, zeroed or written, unaliased by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().add(range.start), range.len()) }
     }
+}
+
+/// What [`Buffer::zeroed`] takes for so many `T`s: whole pages.
+pub fn buffer_bytes<T: Plain>(len: u64) -> u64 {
+    whole_pages(len.saturating_mul(size_of::<T>() as u64))
 }
 
 impl<T: Plain> std::ops::Deref for Buffer<T> {
@@ -107,15 +127,21 @@ pub struct Arena {
 
 impl Arena {
     /// Room for buffers of these lengths in bytes, in any order.
-    pub fn new(what: &'static str, lens: impl Iterator<Item = usize>) -> Result<Self> {
+    pub fn new(what: &'static str, residence: Residence, lens: impl Iterator<Item = usize>) -> Result<Self> {
         let bytes = lens.map(Self::reserved).fold(0usize, usize::saturating_add);
-        let rest = Buffer::zeroed(what, bytes)?;
+        let mut rest = Buffer::zeroed(what, bytes)?;
         #[cfg(target_os = "linux")]
         if let Some(pages) = &rest.pages {
             // Advice: it may be refused.
             let _ = pages.advise(memmap2::Advice::HugePage);
         }
+        rest.settle(what, residence)?;
         Ok(Arena { what, rest })
+    }
+
+    /// What [`Arena::new`] takes for buffers of these lengths.
+    pub fn held(lens: impl Iterator<Item = usize>) -> u64 {
+        whole_pages(lens.map(Self::reserved).fold(0usize, usize::saturating_add) as u64)
     }
 
     /// Buffers begin at cache lines.
@@ -165,45 +191,14 @@ impl<'a, T> Disjoint<'a, T> {
     }
 }
 
-/// How much memory the machine has.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct HostMemory {
-    /// In bytes.
-    pub total: u64,
-    /// What could be had without swapping: also what the system would give up for it.
-    pub available: u64,
-}
-
-/// What Linux says of the machine's memory; None where it does not.
-pub fn host_memory() -> Option<HostMemory> {
-    parse_host_memory(&std::fs::read_to_string("/proc/meminfo").ok()?)
-}
-
-fn parse_host_memory(text: &str) -> Option<HostMemory> {
-    let bytes = |name: &str| {
-        let rest = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-        rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-    };
-    Some(HostMemory { total: bytes("MemTotal")?, available: bytes("MemAvailable")? })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn available_memory_is_what_linux_says_is_available() {
-        let text = "MemTotal:        7802000 kB\nMemFree:          123456 kB\nMemAvailable:    5000000 kB\n";
-        let expected = HostMemory { total: 7_802_000 << 10, available: 5_000_000 << 10 };
-        assert_eq!(parse_host_memory(text), Some(expected));
-        assert_eq!(parse_host_memory("MemTotal: 1 kB\nMemFree: 1 kB\n"), None);
-        assert_eq!(parse_host_memory("MemTotal: x kB\nMemAvailable: 99999999999999999999 kB\n"), None);
-    }
-
-    #[test]
     fn buffers_of_an_arena_are_apart_and_outlive_it() {
         let lens = [1, 64, 65, 0, 5000];
-        let mut arena = Arena::new("test", lens.into_iter()).expect("memory");
+        let mut arena = Arena::new("test", Residence::Lazy, lens.into_iter()).expect("memory");
         let mut buffers = lens.map(|len| arena.take(len).expect("room"));
         assert!(matches!(arena.take(1), Err(Error::NoMemory { what: "test", bytes: 1 })));
         drop(arena);

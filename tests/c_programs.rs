@@ -247,6 +247,21 @@ fn workers_are_where_and_how_they_are_asked_to_be_and_sleep_when_idle() {
 }
 
 #[test]
+fn plans_of_memory_are_exact_and_a_limit_is_kept() {
+    run_everywhere("memory");
+}
+
+#[test]
+fn no_step_meets_a_page_fault_when_memory_was_touched() {
+    run_everywhere("faults");
+}
+
+#[test]
+fn budgets_estimates_and_costs_are_what_they_say() {
+    run_everywhere("time");
+}
+
+#[test]
 fn fork_program_runs() {
     run_everywhere("fork");
 }
@@ -328,13 +343,15 @@ fn programs_are_clean_under_valgrind() {
     if !starts(Command::new("valgrind")) {
         return skip("valgrind is not installed");
     }
-    // Not quiet.c, whose own malloc stands in valgrind's way, and not ftz.c: valgrind has no flush-to-zero.
+    // Not quiet.c, whose own malloc stands in valgrind's way, not faults.c and time.c, whose pages and times would be
+    // valgrind's, and not ftz.c: valgrind has no flush-to-zero.
     for program in [
         "api",
         "misuse",
         "layouts",
         "threads",
         "workers",
+        "memory",
         "fork",
         "resume",
         "saved",
@@ -370,13 +387,15 @@ fn programs_are_clean_under_address_sanitizer() {
         assert!(cross::emulated(), "a program with AddressSanitizer does not run");
         return skip("AddressSanitizer does not run under this emulator");
     }
-    // Not quiet.c, whose own malloc is in the way.
+    // Not quiet.c, whose own malloc is in the way, and not faults.c: the sanitizer has pages of its own.
     let programs = [
         "api",
         "misuse",
         "layouts",
         "threads",
         "workers",
+        "memory",
+        "time",
         "fork",
         "ftz",
         "resume",

@@ -7,7 +7,10 @@ mod common;
 use common::{Formats, ModelSpec, random_model};
 use edgellm::cuda::{Context, DeviceBuffer, Stream};
 use edgellm::model::HostStream;
+use edgellm::model::plan::MemoryPlan;
 use edgellm::quant::Format;
+use edgellm::session::SessionPlan;
+use edgellm::tensor::page_bytes;
 use edgellm::{Device, Error, EventKind, KvFormat, LoadOptions, Model, Sampling, Session, SessionOptions, Source};
 use std::io::Write;
 use std::path::Path;
@@ -401,6 +404,43 @@ fn sessions_of_every_priority_give_the_same_and_others_are_refused() {
         match load(priority) {
             Err(Error::Argument(text)) => assert!(text.contains(&format!("priority {priority}")), "{text}"),
             other => panic!("{:?}", other.err()),
+        }
+    }
+}
+
+#[test]
+fn a_plan_of_memory_is_what_is_taken_and_a_page_less_is_refused() {
+    let Some(index) = device() else { return };
+    let context = Context::new(index).expect("a device");
+    for (name, bytes, vocab) in models() {
+        let options =
+            |memory_limit| LoadOptions { device: Device::Cuda(index), memory_limit, ..LoadOptions::default() };
+        for (context_len, prefill_chunk) in [(512, 0), (100, 7), (3, 64)] {
+            let session_options = SessionOptions { context_len, prefill_chunk, ..SessionOptions::default() };
+            let plan = MemoryPlan::new(Source::Bytes(bytes), &options(None)).expect("a good model");
+            let session_plan = SessionPlan::new(&plan, &session_options).expect("good options");
+            let session_bytes = session_plan.memory.kv + session_plan.memory.scratch;
+            let needed = plan.needed(session_bytes);
+            assert!(plan.device == Device::Cuda(index) && plan.model.device > 0 && plan.fits(session_bytes), "{name}");
+            let before = context.memory_available().expect("an answer");
+            let model = Model::load(Source::Bytes(bytes), options(Some(needed))).expect("enough");
+            assert_eq!(model.ledger().taken(), plan.model, "{name}");
+            let mut session = Session::new(&model, &session_options).expect("enough");
+            assert_eq!(model.ledger().taken(), plan.model + session_bytes, "{name}");
+            let chunk = if prefill_chunk == 0 { 512 } else { prefill_chunk }.min(context_len);
+            let sequence = plan.sequence(context_len, chunk, KvFormat::Auto).expect("as before");
+            // Ternary weights of one scale take less than is counted: whether they are, no header says.
+            let (held, less) = (session.held(), name.contains("bitnet"));
+            assert!(held == sequence || less && held.scratch.device <= sequence.scratch.device, "{name}: {held:?}");
+            session.prompt(&tokens(2, vocab)).expect("room");
+            session.step(None).expect("a good model");
+            let after = context.memory_available().expect("an answer");
+            let planned = (plan.model + session_bytes).device;
+            eprintln!("{name}: planned {planned}, the device has {} less", before.saturating_sub(after));
+            drop((session, model));
+            let less = Model::load(Source::Bytes(bytes), options(Some(needed - page_bytes())))
+                .and_then(|model| Session::new(&model, &session_options).map(|_| ()));
+            assert!(matches!(less, Err(Error::MemoryLimit { limit, .. }) if limit == needed - page_bytes()), "{name}");
         }
     }
 }

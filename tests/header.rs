@@ -3,8 +3,8 @@
 use std::path::Path;
 
 /// In the order in which the header tells them.
-const SOURCES: [&str; 13] = [
-    "status", "version", "log", "types", "device", "handle", "model", "tokens", "chat", "grammar", "session",
+const SOURCES: [&str; 14] = [
+    "status", "version", "log", "types", "device", "handle", "model", "tokens", "chat", "grammar", "session", "plan",
     "generate", "saved",
 ];
 

@@ -211,7 +211,8 @@ fn scores_that_cannot_be_are_refused() {
 
 fn shifting(model: &Arc<Model>, keep: usize, kv_format: KvFormat) -> Session {
     let on_full = OnFull::Shift { keep };
-    let options = SessionOptions { context_len: 64, prefill_chunk: 10, kv_format, on_full };
+    let options =
+        SessionOptions { context_len: 64, prefill_chunk: 10, kv_format, on_full, ..SessionOptions::default() };
     let mut session = Session::new(model, &options).expect("memory");
     let sampling = Sampling { temperature: 0.9, seed: 5, ignore_eos: true, ..Sampling::default() };
     session.set_sampling(&sampling).expect("good settings");

@@ -231,6 +231,15 @@ class Stats:
     step_ns_p99: int
     step_ns_max: int
     kv_bytes: int
+    next_step_ns: int
+    deadline_misses: int
+    deadline_late_ns_max: int
+    page_faults_in_step: int
+    allocations_in_step: int
+    host_bytes: int
+    device_bytes: int
+    host_peak_bytes: int
+    energy_joule: float
 
 
 class _Handle:
@@ -388,11 +397,22 @@ class Model(_Handle):
         return Grammar(out.value)
 
     def session(
-        self, *, n_ctx: int = 0, prefill_chunk: int = 0, kv_type: KvType = KvType.AUTO, **sampling: Any
+        self,
+        *,
+        n_ctx: int = 0,
+        prefill_chunk: int = 0,
+        step_budget_us: int = 0,
+        kv_type: KvType = KvType.AUTO,
+        **sampling: Any,
     ) -> Session:
-        """A new session that holds up to `n_ctx` tokens (0 = the model's own, at most 4096); `sampling` as for
-        `Session.sampling`."""
-        params = {"n_ctx": n_ctx, "prefill_chunk": prefill_chunk, "kv_type": kv_type}
+        """A new session that holds up to `n_ctx` tokens (0 = the model's own, at most 4096) and whose steps should stay
+        within `step_budget_us` (0 = throughput first); `sampling` as for `Session.sampling`."""
+        params = {
+            "n_ctx": n_ctx,
+            "prefill_chunk": prefill_chunk,
+            "step_budget_us": step_budget_us,
+            "kv_type": kv_type,
+        }
         struct = _defaults("session_params", params)
         out = ctypes.c_void_p()
         _check(_c.session_new(self._handle, ctypes.byref(struct), ctypes.byref(out)))

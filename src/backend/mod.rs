@@ -10,6 +10,7 @@ pub mod cuda;
 mod tensors;
 
 use crate::file::Tensor;
+use crate::tensor::Bytes;
 use crate::{Error, Result};
 use std::ffi::c_void;
 use std::ptr::NonNull;
@@ -93,6 +94,39 @@ impl<'a> LayerWeights<'a> {
     pub fn linears(&self) -> [&Linear<'a>; 7] {
         [&self.q, &self.k, &self.v, &self.attn_output, &self.gate, &self.up, &self.down]
     }
+
+    /// The vectors that there are.
+    pub fn norms(&self) -> impl Iterator<Item = &Vec<f32>> {
+        let LayerWeights { attn_norm, q_norm, k_norm, attn_sub_norm, ffn_norm, ffn_sub_norm, .. } = self;
+        [
+            Some(attn_norm),
+            q_norm.as_ref(),
+            k_norm.as_ref(),
+            attn_sub_norm.as_ref(),
+            Some(ffn_norm),
+            ffn_sub_norm.as_ref(),
+        ]
+        .into_iter()
+        .flatten()
+    }
+}
+
+/// What weights take of memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WeightsMemory {
+    /// As long as the model lives.
+    pub weights: Bytes,
+    /// While it is loaded.
+    pub loading: Bytes,
+}
+
+/// What a sequence takes of memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SequenceMemory {
+    /// The KV cache.
+    pub kv: Bytes,
+    /// Everything else.
+    pub scratch: Bytes,
 }
 
 /// A model's weights as they lie in the file, checked against the shape.
@@ -178,11 +212,19 @@ pub trait Backend: Send + Sync {
     /// Runs `job(thread index)` on each of them at once.
     fn run_on_threads(&self, job: &(dyn Fn(usize) + Sync)) -> Result<()>;
 
+    /// Page faults of the threads that compute, but for the caller's, since they began; some may be told later.
+    fn page_faults(&self) -> u64 {
+        0
+    }
+
     /// Memory that the weights take.
     fn weights_bytes(&self) -> usize;
 
     /// Bytes of weights that decoding one token reads.
     fn weights_bytes_per_token(&self) -> usize;
+
+    /// What `new_sequence` takes for the same.
+    fn sequence_memory(&self, context_len: usize, batch: usize, format: KvFormat) -> Result<SequenceMemory>;
 
     /// KV cache of `format` for `context_len` tokens and scratch for passes of at most `batch` tokens.
     fn new_sequence(&self, context_len: usize, batch: usize, format: KvFormat) -> Result<Box<dyn Sequence>>;
@@ -253,6 +295,8 @@ pub trait Sequence: Send {
     fn kv_restore(&mut self, positions: usize, saved: &[u8]) -> Result<()>;
     /// Makes these the logits of the last pass: (vocab_len), and what `log_sum_exp` said of them.
     fn set_logits(&mut self, logits: &[f32], log_sum_exp: f32) -> Result<()>;
+    /// What it holds, as [`Backend::sequence_memory`] said.
+    fn held(&self) -> SequenceMemory;
 }
 
 /// What becomes of bytes that are saved.

@@ -126,6 +126,28 @@ pub struct edgellm_stats {
     pub kv_bytes: u64,
     /// Finding which tokens a grammar allows, and following it.
     pub ns_grammar: u64,
+    /// What the next step will take, by what steps took before: for admission control. 0 = not known yet.
+    pub next_step_ns: u64,
+    /// Calls that returned AGAIN: they were not done by their deadline.
+    pub deadline_misses: u64,
+    /// The longest that one of these came back after its deadline.
+    pub deadline_late_ns_max: u64,
+    /// Pages of memory that were not there when a step needed them: of the caller's thread in this session's steps, and of
+    /// worker threads in whatever they did since the session was made, as far as they have slept since. Linux only, else 0.
+    pub page_faults_in_step: u64,
+    /// How often the caller's thread asked for memory in this session's steps; UINT64_MAX where that is not counted: the library
+    /// was built without the feature `count-allocations`.
+    pub allocations_in_step: u64,
+    /// Memory that the model and all its sessions have taken on the host, in bytes, as edgellm_plan_memory counts it.
+    pub host_bytes: u64,
+    /// And on the device.
+    pub device_bytes: u64,
+    /// The most of the host's that was taken at a time, loading the model included.
+    pub host_peak_bytes: u64,
+    /// What the machine took since the session was made or its counts were reset, in joules: by RAPL the energy of all
+    /// processor packages, on boards with an INA3221 that of the rail of the whole board, or else of all its rails, as mean of
+    /// the power at two calls of this function times the time between them. -1 where there is no meter that may be read.
+    pub energy_joule: f64,
 }
 
 sized!(edgellm_stats {
@@ -145,6 +167,15 @@ sized!(edgellm_stats {
     step_ns_max: 0,
     kv_bytes: 0,
     ns_grammar: 0,
+    next_step_ns: 0,
+    deadline_misses: 0,
+    deadline_late_ns_max: 0,
+    page_faults_in_step: 0,
+    allocations_in_step: u64::MAX,
+    host_bytes: 0,
+    device_bytes: 0,
+    host_peak_bytes: 0,
+    energy_joule: -1.0,
 });
 
 /// The event as C sees it; the text still belongs to the session.
@@ -391,6 +422,15 @@ pub unsafe extern "C" fn edgellm_session_stats(
             step_ns_max: stats.step_ns_max,
             kv_bytes: stats.kv_bytes,
             ns_grammar: stats.ns_grammar,
+            next_step_ns: stats.next_step_ns,
+            deadline_misses: stats.deadline_misses,
+            deadline_late_ns_max: stats.deadline_late_ns_max,
+            page_faults_in_step: stats.page_faults,
+            allocations_in_step: stats.allocations.unwrap_or(u64::MAX),
+            host_bytes: stats.host_bytes,
+            device_bytes: stats.device_bytes,
+            host_peak_bytes: stats.host_peak_bytes,
+            energy_joule: stats.energy_joule,
         });
         Ok(EDGELLM_OK)
     })

@@ -16,6 +16,7 @@ pub mod generate;
 pub mod grammar;
 pub mod log;
 pub mod model;
+pub mod plan;
 pub mod saved;
 pub mod session;
 pub mod status;

@@ -9,6 +9,7 @@ use super::status::{EDGELLM_OK, Failure, edgellm_status};
 use super::types::edgellm_str;
 use crate::file::Value;
 use crate::model::{HostStream, OnThread, Schedule, Source};
+use crate::tensor::Residence;
 use crate::{Device, Error, I2sLayout, LoadOptions, Model, Result};
 use std::ffi::{OsStr, c_char, c_void};
 use std::os::unix::ffi::OsStrExt;
@@ -26,8 +27,18 @@ pub type edgellm_progress_fn = Option<unsafe extern "C" fn(user: *mut c_void, do
 /// stack. It must not unwind or longjmp, nor call edgellm functions.
 pub type edgellm_thread_fn = Option<unsafe extern "C" fn(user: *mut c_void, index: u32, start: i32)>;
 
+/// Locks weights, keys, values and activations in memory, so that they are never swapped out; implies EDGELLM_LOAD_PREFAULT.
+/// Load and session_new fail with E_NOMEM where the system does not allow it. Of memory on a device: always so.
+pub const EDGELLM_LOAD_MLOCK: u32 = 1;
 /// Read the file into memory instead of mapping it.
 pub const EDGELLM_LOAD_NO_MMAP: u32 = 2;
+/// Touches all memory and code that steps use when the model is loaded and when a session is made, which runs two tokens for
+/// it: no step meets a page fault, the first one neither, unless the system takes pages away again. Embeddings that would be
+/// read from the mapped file are copied.
+pub const EDGELLM_LOAD_PREFAULT: u32 = 8;
+/// With EDGELLM_DEVICE_AUTO: where no CUDA device can run the model, the load fails with E_DEVICE, E_DEVICE_MEM or
+/// E_UNSUPPORTED, instead of going on to the CPU, which is many times slower.
+pub const EDGELLM_LOAD_NO_GPU_FALLBACK: u32 = 16;
 /// Weights dequantized to f32 and activations in f32: slow and large, for checking results. Activations that the model
 /// itself rounds to int8 (BitNet) are rounded.
 pub const EDGELLM_LOAD_EXACT: u32 = 256;
@@ -45,7 +56,12 @@ pub const EDGELLM_I2S_ROWS4: i32 = 2;
 
 /// As many CPUs as any machine has, and more.
 const CPU_MASK_WORDS_MAX: usize = 1024;
-const LOAD_FLAGS: u32 = EDGELLM_LOAD_NO_MMAP | EDGELLM_LOAD_EXACT | EDGELLM_LOAD_F16_ACTIVATIONS;
+const LOAD_FLAGS: u32 = EDGELLM_LOAD_MLOCK
+    | EDGELLM_LOAD_NO_MMAP
+    | EDGELLM_LOAD_PREFAULT
+    | EDGELLM_LOAD_NO_GPU_FALLBACK
+    | EDGELLM_LOAD_EXACT
+    | EDGELLM_LOAD_F16_ACTIVATIONS;
 
 /// What to load and how. Exactly one of `path` and `data` is set.
 #[repr(C)]
@@ -104,6 +120,10 @@ pub struct edgellm_load_params {
     pub cuda_priority: i32,
     /// 0.
     pub reserved0: u32,
+    /// What the model and all its sessions may take of memory together, on the host and on the device, in bytes; 0 = any.
+    /// What would be more is E_NOMEM, and says how much it is. edgellm_plan_memory says what is counted, and how much of it
+    /// there will be.
+    pub memory_limit: u64,
 }
 
 sized!(edgellm_load_params {
@@ -127,6 +147,7 @@ sized!(edgellm_load_params {
     cuda_stream: std::ptr::null_mut(),
     cuda_priority: 0,
     reserved0: 0,
+    memory_limit: 0,
 });
 
 /// What a model is. Set struct_size to sizeof(edgellm_model_info) before the call.
@@ -212,15 +233,20 @@ pub unsafe extern "C" fn edgellm_load(p: *const edgellm_load_params, out: *mut *
         out.write(std::ptr::null_mut());
         watch_forks()?;
         // SAFETY: the caller's contract.
-        let model = unsafe { load(&params?)? };
+        let model = unsafe { with_options(&params?, Model::load)? };
         out.write(Handle::new(model));
         Ok(EDGELLM_OK)
     })
 }
 
+/// Hands `body` what the parameters ask for.
+///
 /// # Safety
-/// What `params` points to is valid; `data` until the model is gone.
-unsafe fn load(params: &edgellm_load_params) -> Result<Arc<Model>> {
+/// What `params` points to is valid; `data` until what `body` makes is gone.
+pub(super) unsafe fn with_options<R>(
+    params: &edgellm_load_params,
+    body: impl FnOnce(Source<'_>, LoadOptions<'_>) -> Result<R>,
+) -> Result<R> {
     check_flags(params.flags, LOAD_FLAGS, "load_params.flags")?;
     check_flags(params.reserved0, 0, "load_params.reserved0")?;
     let source = if params.data.is_null() {
@@ -255,16 +281,19 @@ unsafe fn load(params: &edgellm_load_params) -> Result<Arc<Model>> {
         schedule: schedule(params)?,
         on_thread: on_thread(params),
         mmap: params.flags & EDGELLM_LOAD_NO_MMAP == 0,
+        residence: residence(params.flags),
+        cpu_fallback: params.flags & EDGELLM_LOAD_NO_GPU_FALLBACK == 0,
         exact: params.flags & EDGELLM_LOAD_EXACT != 0,
         f16_activations: params.flags & EDGELLM_LOAD_F16_ACTIVATIONS != 0,
         // SAFETY: the header makes the caller keep it until the model and its sessions are freed.
         cuda_stream: NonNull::new(params.cuda_stream).map(|stream| unsafe { HostStream::new(stream) }),
         cuda_priority: params.cuda_priority,
+        memory_limit: (params.memory_limit > 0).then_some(params.memory_limit),
         i2s_layout: i2s_layout(params)?,
         progress: Some(&mut report),
         ..LoadOptions::default()
     };
-    Model::load(source, options)
+    body(source, options)
 }
 
 /// # Safety
@@ -290,6 +319,16 @@ fn device(params: &edgellm_load_params) -> Result<Device> {
             let unknown = |_| Error::argument(format!("load_params.device: {number} is no EDGELLM_DEVICE_*"));
             usize::try_from(number).map(Device::Cuda).map_err(unknown)
         }
+    }
+}
+
+fn residence(flags: u32) -> Residence {
+    if flags & EDGELLM_LOAD_MLOCK != 0 {
+        Residence::Locked
+    } else if flags & EDGELLM_LOAD_PREFAULT != 0 {
+        Residence::Touched
+    } else {
+        Residence::Lazy
     }
 }
 

@@ -39,7 +39,7 @@ pub struct edgellm_session_params {
     pub flags: u32,
     /// How many tokens the session can hold, at most n_ctx_train; 0 = n_ctx_train or 4096, whichever is less.
     pub n_ctx: u32,
-    /// Tokens of the prompt per step; 0 = 512.
+    /// Tokens of the prompt per step, at the most; 0 = 512.
     pub prefill_chunk: u32,
     /// EDGELLM_KV_*: what the session keeps of the keys and values of past tokens.
     pub kv_type: i32,
@@ -47,6 +47,10 @@ pub struct edgellm_session_params {
     pub on_full: i32,
     /// With EDGELLM_FULL_SHIFT: the first tokens, for example a system prompt, that are never dropped; at most n_ctx - 2.
     pub n_keep: u32,
+    /// What a step should stay within, in microseconds; 0 = throughput first. A step takes as many tokens of the prompt as it
+    /// can in that time by what steps took before, at least one and at most prefill_chunk; a generated token takes what it
+    /// takes. It is a wish: edgellm_step_until keeps to a deadline.
+    pub step_budget_us: u32,
 }
 
 sized!(edgellm_session_params {
@@ -57,6 +61,7 @@ sized!(edgellm_session_params {
     kv_type: EDGELLM_KV_AUTO,
     on_full: EDGELLM_FULL_STOP,
     n_keep: 0,
+    step_budget_us: 0,
 });
 
 /// How a token is chosen from the logits. The defaults are greedy.
@@ -164,15 +169,20 @@ pub unsafe extern "C" fn edgellm_session_new(
     guard_status(|| {
         // SAFETY: the caller's contract.
         let (model, params, out) = unsafe { (model(m)?, read_optional(p)?, Out::new(out, "out")?) };
-        check_flags(params.flags, 0, "session_params.flags")?;
-        let options = SessionOptions {
-            context_len: params.n_ctx as usize,
-            prefill_chunk: params.prefill_chunk as usize,
-            kv_format: kv_format(params.kv_type)?,
-            on_full: on_full(&params)?,
-        };
+        let options = session_options(&params)?;
         out.write(Handle::new(Shared::new(Session::new(model, &options)?)));
         Ok(EDGELLM_OK)
+    })
+}
+
+pub(super) fn session_options(params: &edgellm_session_params) -> Result<SessionOptions> {
+    check_flags(params.flags, 0, "session_params.flags")?;
+    Ok(SessionOptions {
+        context_len: params.n_ctx as usize,
+        prefill_chunk: params.prefill_chunk as usize,
+        step_budget_us: params.step_budget_us,
+        kv_format: kv_format(params.kv_type)?,
+        on_full: on_full(params)?,
     })
 }
 

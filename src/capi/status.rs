@@ -25,7 +25,7 @@ pub const EDGELLM_E_STATE: i32 = -2;
 pub const EDGELLM_E_BUSY: i32 = -3;
 /// The buffer is too small: *n says what is needed, nothing else was written.
 pub const EDGELLM_E_BUFFER: i32 = -4;
-/// Memory could not be had.
+/// Memory of the host could not be had, or load_params.memory_limit is not enough.
 pub const EDGELLM_E_NOMEM: i32 = -5;
 /// Memory of the device could not be had.
 pub const EDGELLM_E_DEVICE_MEM: i32 = -6;
@@ -74,7 +74,7 @@ impl Failure {
                 Error::Argument(_) => EDGELLM_E_ARG,
                 Error::State(_) => EDGELLM_E_STATE,
                 Error::Busy => EDGELLM_E_BUSY,
-                Error::NoMemory { .. } => EDGELLM_E_NOMEM,
+                Error::NoMemory { .. } | Error::MemoryLimit { .. } | Error::NotLocked { .. } => EDGELLM_E_NOMEM,
                 Error::DeviceMemory { .. } => EDGELLM_E_DEVICE_MEM,
                 Error::Io { .. } => EDGELLM_E_IO,
                 Error::Format(_) => EDGELLM_E_FORMAT,

@@ -9,6 +9,7 @@ mod aarch64;
 mod attention;
 #[cfg(all(test, unix))]
 mod check;
+pub mod energy;
 pub mod environment;
 pub mod lanes;
 pub mod rows;

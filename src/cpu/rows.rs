@@ -5,7 +5,7 @@
 
 use super::Kernels;
 use crate::Result;
-use crate::tensor::{Buffer, Plain};
+use crate::tensor::{Buffer, Plain, Residence, buffer_bytes};
 use std::marker::PhantomData;
 use std::slice;
 
@@ -81,6 +81,25 @@ impl RowsBuffer {
             negated_sums: Buffer::zeroed(what, rows_max)?,
             columns,
         })
+    }
+
+    /// What [`RowsBuffer::new`] takes.
+    pub fn held_for(rows_max: u64, columns: usize) -> u64 {
+        let values = rows_max.saturating_mul(columns as u64);
+        buffer_bytes::<f32>(values) + buffer_bytes::<Block>(values / BLOCK as u64) + buffer_bytes::<i32>(rows_max)
+    }
+
+    /// Makes its memory be there before it is used.
+    pub fn settle(&mut self, residence: Residence) -> Result<()> {
+        let what = "activations";
+        self.values.settle(what, residence)?;
+        self.blocks.settle(what, residence)?;
+        self.negated_sums.settle(what, residence)
+    }
+
+    /// Memory held, in whole pages.
+    pub fn held(&self) -> u64 {
+        self.values.held() + self.blocks.held() + self.negated_sums.held()
     }
 
     /// The first `rows` rows, for a GEMM: the same number as were written.

@@ -2,6 +2,7 @@
 
 use super::device::Context;
 use super::driver::{DevicePointer, OUT_OF_MEMORY};
+use crate::tensor::whole_pages;
 use crate::{Error, Result};
 use std::ffi::c_void;
 use std::ptr::NonNull;
@@ -16,6 +17,19 @@ pub struct DeviceBuffer {
 }
 
 impl DeviceBuffer {
+    /// Devices give memory in units of this size. Small buffers may share one; they are counted as if they did not.
+    const UNIT: u64 = 2 << 20;
+
+    /// What a buffer of `len` bytes takes.
+    pub fn held_for(len: u64) -> u64 {
+        len.checked_next_multiple_of(Self::UNIT).unwrap_or(u64::MAX)
+    }
+
+    /// What this one takes.
+    pub fn held(&self) -> u64 {
+        Self::held_for(self.len as u64)
+    }
+
     /// `len` bytes, aligned to 256 at least. `what` names the buffer in the error.
     pub fn new(context: &Arc<Context>, what: &'static str, len: usize) -> Result<DeviceBuffer> {
         let mut pointer = 0;
@@ -99,6 +113,11 @@ impl PinnedBuffer {
         // SAFETY: mapped memory, allocated above; one address.
         context.call(call, |driver| unsafe { (driver.host_device_pointer)(&mut buffer.pointer, memory, 0) })?;
         Ok(buffer)
+    }
+
+    /// What it takes of the host's memory: whole pages.
+    pub fn held(&self) -> u64 {
+        whole_pages(self.len as u64)
     }
 
     /// Its address on the device.

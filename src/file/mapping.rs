@@ -1,16 +1,17 @@
 //! The bytes of a file: mapped, read, or already in memory.
 
-use crate::tensor::Buffer;
+use crate::tensor::{Buffer, Bytes, Ledger, Taken, whole_pages};
 use crate::{Error, Result};
 use memmap2::{Mmap, MmapOptions};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
+use std::sync::Arc;
 
 /// The bytes of a file.
 pub(super) enum FileBytes {
     Mapped(Mmap),
-    Read(Buffer<u8>),
+    Read(Buffer<u8>, #[expect(dead_code, reason = "held until the bytes are gone")] Taken),
     Static(&'static [u8]),
 }
 
@@ -19,7 +20,7 @@ impl FileBytes {
     ///
     /// Of a mapped file the caller promises that nobody shortens it as long as it is open: reading behind its new end is a
     /// bus error, which no library can turn into an [`Error`]. Replacing it by a rename, or deleting it, is fine.
-    pub(super) fn open(path: &Path, mmap: bool) -> Result<FileBytes> {
+    pub(super) fn open(path: &Path, mmap: bool, ledger: &Arc<Ledger>) -> Result<FileBytes> {
         let failed = |error: &io::Error| Error::io(path.display(), error);
         let mut file = open_without_waiting(path).map_err(|error| failed(&error))?;
         let about = file.metadata().map_err(|error| failed(&error))?;
@@ -39,10 +40,11 @@ impl FileBytes {
         let no_memory = Error::NoMemory { what: "the model file", bytes: usize::MAX };
         let Ok(len) = usize::try_from(about.len()) else { return Err(no_memory) };
         if !mmap {
+            let taken = ledger.take("the model file", Bytes::host(whole_pages(len as u64)))?;
             let mut bytes = Buffer::zeroed("the model file", len)?;
             // A file that shrinks meanwhile is an error here.
             file.read_exact(&mut bytes).map_err(|error| failed(&error))?;
-            return Ok(FileBytes::Read(bytes));
+            return Ok(FileBytes::Read(bytes, taken));
         }
         // SAFETY: the mapping is read-only, and every parser of its bytes checks what it reads when it reads it; that
         // nobody shortens or rewrites the file meanwhile is the promise in this function's description.
@@ -61,7 +63,7 @@ impl FileBytes {
         if let FileBytes::Mapped(map) = self {
             // SAFETY: asks for a number.
             let page_bytes = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(0);
-            if let Some((offset, len)) = whole_pages(map, bytes, page_bytes) {
+            if let Some((offset, len)) = pages_inside(map, bytes, page_bytes) {
                 // SAFETY: the range is inside this mapping of a file, which is shared and read-only: pages that were
                 // dropped come back with the same content when they are touched. It is advice: its failure is no error.
                 let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, len) };
@@ -77,7 +79,7 @@ impl std::ops::Deref for FileBytes {
     fn deref(&self) -> &[u8] {
         match self {
             FileBytes::Mapped(map) => map,
-            FileBytes::Read(buffer) => buffer,
+            FileBytes::Read(buffer, _) => buffer,
             FileBytes::Static(bytes) => bytes,
         }
     }
@@ -85,7 +87,7 @@ impl std::ops::Deref for FileBytes {
 
 /// The pages of `map` that lie wholly in `bytes`, as offset and length; None when there are none.
 #[cfg(target_os = "linux")]
-fn whole_pages(map: &[u8], bytes: &[u8], page_bytes: usize) -> Option<(usize, usize)> {
+fn pages_inside(map: &[u8], bytes: &[u8], page_bytes: usize) -> Option<(usize, usize)> {
     let start = bytes.as_ptr().addr().checked_sub(map.as_ptr().addr())?;
     let end = start.checked_add(bytes.len()).filter(|&end| end <= map.len())?;
     let first = start.checked_next_multiple_of(page_bytes)?;
@@ -113,7 +115,7 @@ mod tests {
     #[test]
     fn only_pages_wholly_inside_are_released() {
         let map = vec![0u8; 10_000];
-        let pages = |start, end| whole_pages(&map, &map[start..end], 4096);
+        let pages = |start, end| pages_inside(&map, &map[start..end], 4096);
         assert_eq!(pages(0, 4095), None);
         assert_eq!(pages(1, 8191), None);
         assert_eq!(pages(0, 4096), Some((0, 4096)));
@@ -121,14 +123,14 @@ mod tests {
         assert_eq!(pages(4096, 10_000), Some((4096, 5904)));
         assert_eq!(pages(8193, 10_000), None);
         assert_eq!(pages(5000, 5000), None);
-        assert_eq!(whole_pages(&map, &map[..4096], 0), None);
+        assert_eq!(pages_inside(&map, &map[..4096], 0), None);
     }
 
     #[test]
     fn bytes_outside_the_mapping_are_not_released() {
         let bytes = vec![0u8; 30_000];
-        assert_eq!(whole_pages(&bytes[10_000..20_000], &bytes[..9_000], 4096), None);
-        assert_eq!(whole_pages(&bytes[10_000..20_000], &bytes[15_000..25_000], 4096), None);
-        assert_eq!(whole_pages(&bytes[..10_000], &bytes[20_000..], 4096), None);
+        assert_eq!(pages_inside(&bytes[10_000..20_000], &bytes[..9_000], 4096), None);
+        assert_eq!(pages_inside(&bytes[10_000..20_000], &bytes[15_000..25_000], 4096), None);
+        assert_eq!(pages_inside(&bytes[..10_000], &bytes[20_000..], 4096), None);
     }
 }

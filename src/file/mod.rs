@@ -14,12 +14,14 @@ pub mod writer;
 pub use metadata::{Array, Metadata, Strings, Value, kind};
 
 use crate::quant::{Format, I2sLayout};
+use crate::tensor::{Ledger, Residence, whole_pages};
 use crate::{Error, Result};
 use cursor::Named;
 use gguf::TensorInfo;
 use mapping::FileBytes;
 use split::{Part, Paths};
 use std::path::Path;
+use std::sync::Arc;
 
 /// One tensor of a file: a name, a shape, a format, and its bytes.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +68,11 @@ struct Entry {
 impl ModelFile {
     /// Maps (or with `mmap: false` reads) and checks the whole header and every tensor's place.
     pub fn open(source: Source<'_>, mmap: bool) -> Result<ModelFile> {
+        ModelFile::open_within(source, mmap, &Ledger::new(None, Residence::Lazy))
+    }
+
+    /// The same; what is read, and not mapped, is taken from the ledger until the file is closed.
+    pub fn open_within(source: Source<'_>, mmap: bool, ledger: &Arc<Ledger>) -> Result<ModelFile> {
         let path = match source {
             Source::Path(path) => path,
             Source::Bytes(bytes) => {
@@ -79,12 +86,12 @@ impl ModelFile {
             }
         };
         let mut file = ModelFile::empty();
-        let first = add_part(&mut file, path, mmap)?;
+        let first = add_part(&mut file, path, mmap, ledger)?;
         if let Some(first) = first {
             let paths = Paths::of(path, first)?;
             for index in 1..first.count {
                 let path = paths.part(index);
-                let found = add_part(&mut file, &path, mmap)?;
+                let found = add_part(&mut file, &path, mmap, ledger)?;
                 split::check_part(found, first, index).map_err(|error| in_file(&path, error))?;
                 if file.tensors.len() as u64 > first.tensor_count {
                     break;
@@ -193,12 +200,17 @@ impl ModelFile {
     pub fn bytes(&self) -> u64 {
         self.parts.iter().map(|part| part.len() as u64).sum()
     }
+
+    /// What the file takes of memory where it is read, and not mapped.
+    pub fn held_when_read(&self) -> u64 {
+        self.parts.iter().map(|part| whole_pages(part.len() as u64)).sum()
+    }
 }
 
 /// Opens and adds the file at `path`; returns what it says of parts.
-fn add_part(file: &mut ModelFile, path: &Path, mmap: bool) -> Result<Option<Part>> {
+fn add_part(file: &mut ModelFile, path: &Path, mmap: bool, ledger: &Arc<Ledger>) -> Result<Option<Part>> {
     let part = || {
-        let metadata = file.add(FileBytes::open(path, mmap)?)?;
+        let metadata = file.add(FileBytes::open(path, mmap, ledger)?)?;
         split::part(metadata.as_ref().unwrap_or(&file.metadata))
     };
     let mut part = part;

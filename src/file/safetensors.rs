@@ -2,6 +2,7 @@
 //! and that the tensors fill the rest of the file without overlaps and gaps.
 
 use super::mapping::FileBytes;
+use crate::tensor::{Ledger, Residence};
 use crate::{Error, Result};
 pub use ::safetensors::Dtype;
 use ::safetensors::SafeTensors;
@@ -31,7 +32,7 @@ impl SafetensorsFile {
     /// Maps the file and checks its header.
     pub fn open(path: &Path) -> Result<SafetensorsFile> {
         let in_file = |text: String| Error::Format(format!("{}: {text}", path.display()));
-        let bytes = FileBytes::open(path, true).map_err(|error| match error {
+        let bytes = FileBytes::open(path, true, &Ledger::new(None, Residence::Lazy)).map_err(|error| match error {
             Error::Format(text) => in_file(text),
             error => error,
         })?;

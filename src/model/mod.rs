@@ -3,6 +3,7 @@
 pub mod architecture;
 pub mod config;
 pub mod forward;
+pub mod plan;
 pub mod weights;
 
 pub use crate::backend::HostStream;
@@ -10,6 +11,7 @@ use crate::backend::cpu::{CpuBackend, Options};
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::{self, CudaBackend};
 use crate::backend::{Backend, Device, Weights};
+use crate::cpu::energy::Meters;
 use crate::cpu::environment::FloatEnvironment;
 pub use crate::cpu::threads::{OnThread, Schedule};
 use crate::cpu::threads::{PoolOptions, ThreadPool, cores};
@@ -17,9 +19,11 @@ pub use crate::file::Source;
 use crate::file::{Metadata, ModelFile};
 use crate::grammar::{Grammar, GrammarKind, Vocabulary};
 use crate::quant::{Format, I2sLayout};
+use crate::tensor::{Bytes, Ledger, Residence, Taken, settle_code, settle_stack, whole_pages};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result, cpu};
 use config::Config;
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -42,6 +46,10 @@ pub struct LoadOptions<'a> {
     pub on_thread: Option<OnThread>,
     /// Map the file (default) or read it.
     pub mmap: bool,
+    /// Whether weights, and the memory of sessions, are there before they are used.
+    pub residence: Residence,
+    /// Where a device that is free to choose has no CUDA device that can run the model: the CPU (default), or a failure.
+    pub cpu_fallback: bool,
     /// Weights dequantized to f32, activations and KV cache in f32: slow and large, for checking. Activations that the model
     /// itself rounds to int8 (BitNet) are rounded.
     pub exact: bool,
@@ -54,6 +62,8 @@ pub struct LoadOptions<'a> {
     /// On a CUDA device: the priority of the sessions' own streams; smaller numbers come first, 0 = as all. One that the
     /// device does not have is an error, as is any beside `cuda_stream`, and on the CPU when that was asked for.
     pub cuda_priority: i32,
+    /// What the model and all its sessions may take together of the host's and the device's memory, in bytes; None = any.
+    pub memory_limit: Option<u64>,
     /// The order of codes in I2_S tensors, which no file says of itself; of no effect on a file without them. A wrong one
     /// gives a model that talks nonsense.
     pub i2s_layout: I2sLayout,
@@ -73,13 +83,28 @@ impl Default for LoadOptions<'_> {
             schedule: None,
             on_thread: None,
             mmap: true,
+            residence: Residence::Lazy,
+            cpu_fallback: true,
             exact: false,
             f16_activations: false,
             cuda_stream: None,
             cuda_priority: 0,
+            memory_limit: None,
             i2s_layout: I2sLayout::default(),
             isa: None,
             progress: None,
+        }
+    }
+}
+
+impl LoadOptions<'_> {
+    fn pool(&self) -> PoolOptions {
+        PoolOptions {
+            threads: self.threads,
+            spin: Duration::from_micros(self.spin_us as u64),
+            cpus: self.cpu_mask.map(cores::from_mask),
+            schedule: self.schedule,
+            on_thread: self.on_thread.clone(),
         }
     }
 }
@@ -101,6 +126,9 @@ pub struct Model {
     parameters: u64,
     fingerprint: [u8; 32],
     load_ns: u64,
+    ledger: Arc<Ledger>,
+    meters: Arc<Meters>,
+    _taken: Taken,
 }
 
 /// Tensors of one format.
@@ -161,47 +189,29 @@ impl Model {
     pub fn load(source: Source<'_>, options: LoadOptions<'_>) -> Result<Arc<Model>> {
         let _environment = FloatEnvironment::enter();
         let start = Instant::now();
-        let LoadOptions {
-            device,
-            threads,
-            spin_us,
-            cpu_mask,
-            schedule,
-            on_thread,
-            mmap,
-            exact,
-            f16_activations,
-            cuda_stream,
-            cuda_priority,
-            i2s_layout,
-            isa,
-            progress,
-        } = options;
-        // Who asks for what only the CPU has means the CPU.
-        let device = if exact || isa.is_some() { device.or_cpu() } else { device };
-        let wanted = Wanted { device, f16_activations, stream: cuda_stream, priority: cuda_priority };
-        wanted.check()?;
-        let spin = Duration::from_micros(spin_us as u64);
-        let pool_options = PoolOptions { threads, spin, cpus: cpu_mask.map(cores::from_mask), schedule, on_thread };
+        let wanted = Wanted::of(&options)?;
+        let (pool, ledger) = (options.pool(), Ledger::new(options.memory_limit, options.residence));
+        let keep_file = options.keep_file(matches!(source, Source::Bytes(_)));
+        let LoadOptions { mmap, exact, i2s_layout, isa, progress, .. } = options;
         let forced = std::env::var("LIBEDGELLM_FORCE_ISA").ok();
         let kernels = cpu::select(isa.or(forced.as_deref()))?;
-        let keep_file = mmap || matches!(source, Source::Bytes(_));
-        let mut file = ModelFile::open(source, mmap)?;
-        file.set_i2s_layout(i2s_layout)?;
-        let config = Config::read(&file)?;
+        let mut file = ModelFile::open_within(source, mmap, &ledger)?;
+        let checked = Checked::new(&mut file, i2s_layout)?;
+        let taken = ledger.take("the tokenizer", Bytes::host(checked.memory()))?;
+        let Checked { config, tokenizer, metadata } = checked;
         let mut progress = Reporter { inner: progress, total: file.tensors().map(|tensor| tensor.bytes.len()).sum() };
         progress.report(0)?;
-        let tokenizer = Tokenizer::from_metadata(&file.metadata)?;
-        check_vocabulary(tokenizer.as_ref(), config.shape.vocab_len)?;
-        file.metadata.drop_arrays(ARRAY_KEPT_MAX);
-        let metadata = std::mem::take(&mut file.metadata);
         let file = Arc::new(file);
         let weights = weights::find(&file, &config)?;
-        let pool = ThreadPool::start(pool_options)?;
-        let backend_options = Options { kernels, pool, exact, keep_file };
+        let pool = ThreadPool::start(pool)?;
+        let backend_options = Options { kernels, pool, exact, keep_file, ledger: ledger.clone() };
         let backend = backend(wanted, &config, weights, &file, backend_options, &mut progress)?;
         // After the weights have been read: what it samples is in the system's cache.
         let fingerprint = file.fingerprint();
+        if ledger.residence() != Residence::Lazy {
+            settle_code();
+            backend.run_on_threads(&|_| settle_stack())?;
+        }
         let (tensors, quant) = summary(&file);
         let model = Model {
             name: metadata.string("general.name").ok().flatten().unwrap_or_default().to_owned(),
@@ -215,6 +225,9 @@ impl Model {
             backend,
             fingerprint,
             load_ns: start.elapsed().as_nanos() as u64,
+            ledger,
+            meters: Arc::new(Meters::open(Path::new("/sys"))),
+            _taken: taken,
         };
         log::info!(
             "loaded `{}`: {} {}, {} layers, kernels {}, {} threads, {} MB of weights",
@@ -298,6 +311,16 @@ impl Model {
         self.backend.run_on_threads(job)
     }
 
+    /// What measures the machine's energy.
+    pub(crate) fn meters(&self) -> &Arc<Meters> {
+        &self.meters
+    }
+
+    /// The memory of the model and all its sessions.
+    pub fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
+    }
+
     pub(crate) fn config(&self) -> &Config {
         &self.config
     }
@@ -312,6 +335,30 @@ const _: () = {
     any_thread::<Model>();
 };
 
+/// What a file says beside its weights.
+struct Checked {
+    config: Config,
+    tokenizer: Option<Tokenizer>,
+    metadata: Metadata,
+}
+
+impl Checked {
+    /// Takes the metadata out of the file.
+    fn new(file: &mut ModelFile, i2s_layout: I2sLayout) -> Result<Checked> {
+        file.set_i2s_layout(i2s_layout)?;
+        let config = Config::read(file)?;
+        let tokenizer = Tokenizer::from_metadata(&file.metadata)?;
+        check_vocabulary(tokenizer.as_ref(), config.shape.vocab_len)?;
+        file.metadata.drop_arrays(ARRAY_KEPT_MAX);
+        Ok(Checked { config, tokenizer, metadata: std::mem::take(&mut file.metadata) })
+    }
+
+    /// What stays of it, in bytes.
+    fn memory(&self) -> u64 {
+        whole_pages(self.tokenizer.as_ref().map_or(0, |tokenizer| tokenizer.bytes() as u64))
+    }
+}
+
 /// The machine that was asked for.
 #[derive(Clone, Copy)]
 struct Wanted {
@@ -320,9 +367,60 @@ struct Wanted {
     f16_activations: bool,
     stream: Option<HostStream>,
     priority: i32,
+    cpu_fallback: bool,
 }
 
 impl Wanted {
+    fn of(options: &LoadOptions<'_>) -> Result<Wanted> {
+        // Who asks for what only the CPU has means the CPU.
+        let cpu = options.exact || options.isa.is_some();
+        if cpu && options.device == Device::Auto && !options.cpu_fallback {
+            return Err(Error::Unsupported("exact mode and kernel tables are of the CPU only".into()));
+        }
+        let wanted = Wanted {
+            device: if cpu { options.device.or_cpu() } else { options.device },
+            f16_activations: options.f16_activations,
+            stream: options.cuda_stream,
+            priority: options.cuda_priority,
+            cpu_fallback: options.cpu_fallback,
+        };
+        wanted.check()?;
+        Ok(wanted)
+    }
+
+    /// Whether the CPU is taken after this failure of a device.
+    fn falls_back(&self, error: &Error) -> bool {
+        let lacking = matches!(error, Error::Device(_) | Error::DeviceMemory { .. } | Error::Unsupported(_));
+        lacking && self.device == Device::Auto && self.cpu_fallback
+    }
+
+    /// The CUDA device; None when none was asked for, or none is there and the choice is ours.
+    #[cfg(feature = "cuda")]
+    fn index(&self, exact: bool) -> Result<Option<usize>> {
+        match self.device {
+            Device::Cpu => Ok(None),
+            Device::Cuda(_) if exact => Err(Error::Unsupported("exact mode runs on the CPU only".into())),
+            Device::Cuda(index) => Ok(Some(index)),
+            Device::Auto => match cuda::first_usable() {
+                Ok(index) => Ok(Some(index)),
+                Err(error) if !self.cpu_fallback => Err(error),
+                Err(error) => {
+                    log::debug!("runs on the CPU: {error}");
+                    Ok(None)
+                }
+            },
+        }
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn check_without_cuda(&self) -> Result<()> {
+        match self.device {
+            Device::Auto if self.cpu_fallback => Ok(()),
+            Device::Cpu => Ok(()),
+            Device::Auto | Device::Cuda(_) => Err(Error::device("this build has no CUDA (feature `cuda`)")),
+        }
+    }
+
     fn check(&self) -> Result<()> {
         match (self.stream, self.priority) {
             (None, 0) => Ok(()),
@@ -347,11 +445,7 @@ fn backend(
     match cuda_backend(wanted, config, &weights, file, &options, progress) {
         Ok(Some(backend)) => return Ok(backend),
         Ok(None) => {}
-        Err(error @ (Error::Device(_) | Error::DeviceMemory { .. } | Error::Unsupported(_)))
-            if wanted.device == Device::Auto =>
-        {
-            log::warn!("runs on the CPU: {error}");
-        }
+        Err(error) if wanted.falls_back(&error) => log::warn!("runs on the CPU: {error}"),
         Err(error) => return Err(error),
     }
     let mut report = |done| progress.report(done).is_ok();
@@ -368,18 +462,7 @@ fn cuda_backend(
     options: &Options,
     progress: &mut Reporter<'_>,
 ) -> Result<Option<Box<dyn Backend>>> {
-    let index = match wanted.device {
-        Device::Cpu => return Ok(None),
-        Device::Cuda(_) if options.exact => return Err(Error::Unsupported("exact mode runs on the CPU only".into())),
-        Device::Cuda(index) => index,
-        Device::Auto => match cuda::first_usable() {
-            Ok(index) => index,
-            Err(error) => {
-                log::debug!("runs on the CPU: {error}");
-                return Ok(None);
-            }
-        },
-    };
+    let Some(index) = wanted.index(options.exact)? else { return Ok(None) };
     let mut done = 0;
     let mut release = |bytes: &[u8]| {
         file.release(bytes);
@@ -388,7 +471,7 @@ fn cuda_backend(
     };
     let Wanted { f16_activations, stream, priority, .. } = wanted;
     let place = cuda::Place { index, f16_activations, stream, priority };
-    let backend = CudaBackend::new(place, config.shape.clone(), weights, &options.pool, &mut release)?;
+    let backend = CudaBackend::new(place, config.shape.clone(), weights, &options.pool, &options.ledger, &mut release)?;
     Ok(Some(Box::new(backend)))
 }
 
@@ -401,10 +484,7 @@ fn cuda_backend(
     _: &Options,
     _: &mut Reporter<'_>,
 ) -> Result<Option<Box<dyn Backend>>> {
-    match wanted.device {
-        Device::Cuda(_) => Err(Error::device("this build has no CUDA (feature `cuda`)")),
-        Device::Auto | Device::Cpu => Ok(None),
-    }
+    wanted.check_without_cuda().map(|()| None)
 }
 
 /// Tells the caller of a load how far it is.

@@ -1,5 +1,9 @@
 //! What any thread may ask of a session, or do to it, while another is inside: atomics, nothing else.
 
+use crate::Model;
+use crate::cpu::energy::Energy;
+use crate::tensor::{Ledger, allocations, page_faults};
+use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 
@@ -11,6 +15,10 @@ pub struct Control {
     length: AtomicUsize,
     ns_load: u64,
     kv_bytes: u64,
+    ledger: Arc<Ledger>,
+    energy: Energy,
+    /// Page faults of worker threads that are counted, or were before.
+    worker_faults: AtomicU64,
     counters: [AtomicU64; COUNTERS],
     /// Decode steps by duration, see `bucket`.
     durations: [AtomicU32; BUCKETS],
@@ -29,8 +37,13 @@ pub enum Counter {
     NsSample,
     StepNsMax,
     NsGrammar,
+    NextStepNs,
+    DeadlineMisses,
+    DeadlineLateNsMax,
+    PageFaults,
+    Allocations,
 }
-const COUNTERS: usize = 10;
+const COUNTERS: usize = Counter::Allocations as usize + 1;
 
 /// Times in ns; the step percentiles are of decode steps since the last reset, to 6 %.
 #[derive(Clone, Copy, Debug, Default)]
@@ -65,16 +78,44 @@ pub struct Stats {
     pub step_ns_max: u64,
     /// Memory of the KV cache.
     pub kv_bytes: u64,
+    /// What the next step will take by what steps took before; 0 = not known yet.
+    pub next_step_ns: u64,
+    /// Steps that a deadline ended before they were done.
+    pub deadline_misses: u64,
+    /// The longest that one of these came back after its deadline.
+    pub deadline_late_ns_max: u64,
+    /// Pages that were not there: of the caller's thread in steps of this session, and of worker threads since it was made.
+    pub page_faults: u64,
+    /// How often the caller's thread asked for memory in steps; None without the feature `count-allocations`.
+    pub allocations: Option<u64>,
+    /// Memory of the host that the model and all its sessions have taken.
+    pub host_bytes: u64,
+    /// Of the device.
+    pub device_bytes: u64,
+    /// The most of the host's that was taken at a time.
+    pub host_peak_bytes: u64,
+    /// What the machine's meters counted since the session was made or reset, in joules; -1 = there are none to be read.
+    pub energy_joule: f64,
 }
 
 impl Control {
-    pub(super) fn new(ns_load: u64, kv_bytes: u64) -> Self {
+    pub(super) fn new(model: &Model, kv_bytes: u64) -> Self {
+        let energy = Energy::new(model.meters().clone());
+        let control = Control::of(model.info().load_ns, kv_bytes, model.ledger().clone(), energy);
+        control.worker_faults.store(model.backend().page_faults(), Relaxed);
+        control
+    }
+
+    fn of(ns_load: u64, kv_bytes: u64, ledger: Arc<Ledger>, energy: Energy) -> Self {
         Control {
             run: AtomicU64::new(1),
             cancel: AtomicU64::new(0),
             length: AtomicUsize::new(0),
             ns_load,
             kv_bytes,
+            ledger,
+            energy,
+            worker_faults: AtomicU64::new(0),
             counters: [const { AtomicU64::new(0) }; COUNTERS],
             durations: [const { AtomicU32::new(0) }; BUCKETS],
         }
@@ -124,6 +165,15 @@ impl Control {
             step_ns_p99: percentile(&durations, 99).min(step_ns_max),
             step_ns_max,
             kv_bytes: self.kv_bytes,
+            next_step_ns: self.counters[Counter::NextStepNs as usize].load(Relaxed), // No count.
+            deadline_misses: take(Counter::DeadlineMisses),
+            deadline_late_ns_max: take(Counter::DeadlineLateNsMax),
+            page_faults: take(Counter::PageFaults),
+            allocations: allocations().map(|_| take(Counter::Allocations)),
+            host_bytes: self.ledger.taken().host,
+            device_bytes: self.ledger.taken().device,
+            host_peak_bytes: self.ledger.host_peak(),
+            energy_joule: self.energy.joules(reset),
         }
     }
 
@@ -143,6 +193,11 @@ impl Control {
         self.counters[counter as usize].store(value, Relaxed);
     }
 
+    pub(super) fn missed_deadline(&self, late_ns: u64) {
+        self.add(Counter::DeadlineMisses, 1);
+        self.counters[Counter::DeadlineLateNsMax as usize].fetch_max(late_ns, Relaxed);
+    }
+
     pub(super) fn decode_step(&self, ns: u64) {
         self.durations[bucket(ns)].fetch_add(1, Relaxed);
         self.counters[Counter::StepNsMax as usize].fetch_max(ns, Relaxed);
@@ -156,6 +211,32 @@ impl Control {
     /// Forgets the cancellation that a step has just reported.
     pub(super) fn clear_cancel(&self) {
         let _ = self.cancel.compare_exchange(self.run.load(Relaxed), 0, Relaxed, Relaxed);
+    }
+}
+
+/// Counts the page faults and allocations of a step, until it is dropped.
+pub(super) struct Watch {
+    control: Arc<Control>,
+    model: Arc<Model>,
+    /// Of this thread.
+    faults: u64,
+    allocations: u64,
+}
+
+impl Watch {
+    pub(super) fn new(control: &Arc<Control>, model: &Arc<Model>) -> Watch {
+        let (faults, allocations) = (page_faults(), allocations().unwrap_or(0));
+        Watch { control: control.clone(), model: model.clone(), faults, allocations }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let own = page_faults().saturating_sub(self.faults);
+        let workers = self.model.backend().page_faults();
+        let known = self.control.worker_faults.swap(workers, Relaxed);
+        self.control.add(Counter::Allocations, allocations().unwrap_or(0).saturating_sub(self.allocations));
+        self.control.add(Counter::PageFaults, own + workers.saturating_sub(known));
     }
 }
 
@@ -191,10 +272,18 @@ fn percentile(durations: &[u32; BUCKETS], percent: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::energy::Meters;
+    use crate::tensor::Residence;
+    use std::path::Path;
+
+    fn idle() -> Control {
+        let meters = Arc::new(Meters::open(Path::new("/no/such/folder")));
+        Control::of(0, 0, Ledger::new(None, Residence::Lazy), Energy::new(meters))
+    }
 
     #[test]
     fn percentiles_are_within_a_bucket_of_the_truth() {
-        let control = Control::new(0, 0);
+        let control = idle();
         for ns in 1..=1000 {
             control.decode_step(ns * 1000);
         }
@@ -210,7 +299,7 @@ mod tests {
 
     #[test]
     fn a_cancellation_is_for_one_run_only() {
-        let control = Control::new(0, 0);
+        let control = idle();
         let first = control.run();
         control.start_run();
         control.cancel(first);

@@ -1,9 +1,9 @@
 //! One sequence going on in two ways.
 
 use super::alternatives::Alternatives;
+use super::memory::Own;
 use super::text::TextOut;
 use super::{Control, Run, Session};
-use crate::sampler::Sampler;
 use crate::{Error, Result};
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,26 +16,23 @@ impl Session {
     /// that they ever ask for), and so does a step that shifts a full context. Statistics start at zero, and a step that a
     /// deadline suspended starts over in the new session.
     pub fn fork(&mut self) -> Result<Session> {
+        let Own { mut tokens, sampler, taken } = Own::new(&self.model, self.context_len)?;
         let mut sequence = self.sequence.fork(self.cached)?;
         if self.logits_ready {
             let log_sum_exp = self.sequence.log_sum_exp();
             sequence.set_logits(self.sequence.logits()?, log_sum_exp)?;
         }
-        let mut tokens = Vec::new();
-        let bytes = self.context_len * size_of::<u32>();
-        let no_memory = |_| Error::NoMemory { what: "a session's tokens", bytes };
-        tokens.try_reserve_exact(self.context_len).map_err(no_memory)?;
         tokens.extend_from_slice(&self.tokens);
         let text = TextOut::resumed(self.model.tokenizer(), &self.sampling.stops, self.text.waiting())?;
         let mut alternatives = Alternatives::default();
         alternatives.reserve(self.sampling.alternatives)?;
-        let control = Control::new(self.model.info().load_ns, sequence.kv_bytes() as u64);
+        let control = Control::new(&self.model, sequence.kv_bytes() as u64);
         control.set_length(tokens.len());
         Ok(Session {
             model: self.model.clone(),
             sequence,
             context_len: self.context_len,
-            prefill_chunk: self.prefill_chunk,
+            pace: self.pace.clone(),
             on_full: self.on_full,
             tokens,
             dropped: self.dropped,
@@ -46,10 +43,11 @@ impl Session {
             sampling: self.sampling.clone(),
             constraint: self.constraint.clone(),
             alternatives,
-            sampler: Sampler::new(self.model.config().shape.vocab_len, self.context_len)?,
+            sampler,
             text: text.ok_or(Error::Internal("a session's text cannot be resumed".into()))?,
             scored: None,
             control: Arc::new(control),
+            _taken: taken,
         })
     }
 }

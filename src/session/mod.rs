@@ -4,23 +4,29 @@ mod alternatives;
 mod constraint;
 mod control;
 mod fork;
+mod memory;
+mod pace;
 mod saved;
 mod score;
 mod text;
 
 pub use alternatives::Alternative;
 pub use control::{Control, Stats};
+pub use memory::SessionPlan;
 pub use saved::Saving;
 
-use crate::backend::{KvFormat, Sequence};
+use crate::backend::{KvFormat, Sequence, SequenceMemory};
 use crate::cpu::environment::FloatEnvironment;
 use crate::model::forward::{self, Pass, Progress};
 use crate::sampler::Sampler;
+use crate::tensor::{Residence, Taken};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Model, Result, Sampling};
 use alternatives::Alternatives;
 use constraint::Constraint;
-use control::Counter;
+use control::{Counter, Watch};
+use memory::{Own, own_memory, warm_up};
+use pace::Pace;
 use score::Scored;
 use std::sync::Arc;
 use std::time::Instant;
@@ -33,6 +39,9 @@ pub struct SessionOptions {
     pub context_len: usize,
     /// Prompt tokens in one step; 0 = 512.
     pub prefill_chunk: usize,
+    /// What a step should stay within, in microseconds: its part of a prompt is chosen so, by what steps took before; 0 = the
+    /// whole chunk. A generated token takes what it takes.
+    pub step_budget_us: u32,
     /// What is kept of keys and values.
     pub kv_format: KvFormat,
     /// What happens when a token is to be generated and the context is full.
@@ -51,6 +60,32 @@ pub enum OnFull {
         /// At most the context length less 2.
         keep: usize,
     },
+}
+
+impl SessionOptions {
+    /// The context length and the most tokens of a pass.
+    fn sizes(&self, context_len_max: usize) -> Result<(usize, usize)> {
+        let context_len = match self.context_len {
+            0 => context_len_max.min(CONTEXT_DEFAULT_MAX),
+            wanted if wanted <= context_len_max => wanted,
+            wanted => {
+                let text = format!("context length {wanted}: the model was trained for {context_len_max}");
+                return Err(Error::argument(text));
+            }
+        };
+        let prefill_chunk = match self.prefill_chunk {
+            0 => PREFILL_CHUNK_DEFAULT,
+            chunk => chunk,
+        };
+        if let OnFull::Shift { keep } = self.on_full
+            && keep.saturating_add(2) > context_len
+        {
+            let text =
+                format!("{keep} tokens to keep of a full context: it has {context_len}, of which 2 must be free to go");
+            return Err(Error::argument(text));
+        }
+        Ok((context_len, prefill_chunk.min(context_len)))
+    }
 }
 
 const CONTEXT_DEFAULT_MAX: usize = 4096;
@@ -112,8 +147,8 @@ pub struct Session {
     model: Arc<Model>,
     sequence: Box<dyn Sequence>,
     context_len: usize,
-    prefill_chunk: usize,
     on_full: OnFull,
+    pace: Pace,
     tokens: Vec<u32>,
     /// How many tokens were dropped from a full context since `prompt`: the next one's position counts them.
     dropped: usize,
@@ -121,8 +156,8 @@ pub struct Session {
     cached: usize,
     /// The logits after the last of `tokens` are there.
     logits_ready: bool,
-    /// The pass over `tokens[cached..]` that a deadline interrupted: how many tokens, and how far it is.
-    pass: Option<(usize, Progress)>,
+    /// The pass over `tokens[cached..]` that a deadline interrupted.
+    pass: Option<Interrupted>,
     run: Run,
     sampling: Sampling,
     sampler: Sampler,
@@ -131,6 +166,15 @@ pub struct Session {
     text: TextOut,
     scored: Option<Scored>,
     control: Arc<Control>,
+    _taken: Taken,
+}
+
+/// A pass that a deadline interrupted: how many tokens, how far it is, and what it has taken.
+#[derive(Default)]
+struct Interrupted {
+    count: usize,
+    progress: Progress,
+    ns: u64,
 }
 
 /// What has happened since `prompt`, `append` or `rewind`.
@@ -161,39 +205,26 @@ impl Outcome {
 impl Session {
     /// Allocates everything that the session will ever need, the whole KV cache among it.
     pub fn new(model: &Arc<Model>, options: &SessionOptions) -> Result<Session> {
-        let context_len_max = model.config().context_len_max;
-        let context_len = match options.context_len {
-            0 => context_len_max.min(CONTEXT_DEFAULT_MAX),
-            wanted if wanted <= context_len_max => wanted,
-            wanted => {
-                let text = format!("context length {wanted}: the model was trained for {context_len_max}");
-                return Err(Error::argument(text));
-            }
-        };
-        let prefill_chunk = match options.prefill_chunk {
-            0 => PREFILL_CHUNK_DEFAULT,
-            chunk => chunk,
-        };
-        let prefill_chunk = prefill_chunk.min(context_len);
-        if let OnFull::Shift { keep } = options.on_full
-            && keep.saturating_add(2) > context_len
-        {
-            let text =
-                format!("{keep} tokens to keep of a full context: it has {context_len}, of which 2 must be free to go");
-            return Err(Error::argument(text));
+        let (context_len, prefill_chunk) = options.sizes(model.config().context_len_max)?;
+        let own = own_memory(model.config().shape.vocab_len, context_len);
+        let memory = model.backend().sequence_memory(context_len, prefill_chunk, options.kv_format)?;
+        // All of it has room, and then its parts are taken: some are shared with forks, and may outlive this session.
+        drop(model.ledger().take("a session", memory.kv + memory.scratch + own)?);
+        let mut sequence = model.backend().new_sequence(context_len, prefill_chunk, options.kv_format)?;
+        let Own { tokens, sampler, taken } = Own::new(model, context_len)?;
+        if model.ledger().residence() != Residence::Lazy {
+            warm_up(&mut *sequence, model, context_len)?;
         }
-        let mut tokens = Vec::new();
-        let bytes = context_len * size_of::<u32>();
-        tokens.try_reserve_exact(context_len).map_err(|_| Error::NoMemory { what: "a session's tokens", bytes })?;
-        let sequence = model.backend().new_sequence(context_len, prefill_chunk, options.kv_format)?;
+        // Threads say what they have met until now.
+        model.run_on_threads(&|_| ())?;
         Ok(Session {
-            control: Arc::new(Control::new(model.info().load_ns, sequence.kv_bytes() as u64)),
+            control: Arc::new(Control::new(model, sequence.kv_bytes() as u64)),
             sequence,
-            sampler: Sampler::new(model.config().shape.vocab_len, context_len)?,
+            sampler,
             text: TextOut::new(model.tokenizer())?,
             context_len,
-            prefill_chunk,
             on_full: options.on_full,
+            pace: Pace::new(prefill_chunk, options.step_budget_us),
             tokens,
             dropped: 0,
             cached: 0,
@@ -204,6 +235,7 @@ impl Session {
             constraint: None,
             alternatives: Alternatives::default(),
             scored: None,
+            _taken: taken,
             model: model.clone(),
         })
     }
@@ -211,6 +243,11 @@ impl Session {
     /// What other threads may use while this session is in a step.
     pub fn control(&self) -> Arc<Control> {
         self.control.clone()
+    }
+
+    /// What the sequence holds of memory.
+    pub fn held(&self) -> SequenceMemory {
+        self.sequence.held()
     }
 
     /// The model it was made from.
@@ -320,6 +357,7 @@ impl Session {
         let (prompt_start, prompt_end) = (self.cached, self.tokens.len());
         self.run = Run { start: Instant::now(), prompt_start, prompt_end, generated: 0, finish: None };
         self.control.start_run();
+        self.control.set(Counter::NextStepNs, self.pace.next_ns(self.tokens.len() - self.cached));
         self.control.set_length(self.tokens.len());
         Ok(())
     }
@@ -352,6 +390,7 @@ impl Session {
     /// The step that takes in the last of the prompt also commits the first token. An error has changed nothing.
     pub fn step(&mut self, deadline: Option<Instant>) -> Result<Event<'_>> {
         let _environment = FloatEnvironment::enter();
+        let _watch = Watch::new(&self.control, &self.model);
         let start = Instant::now();
         self.text.silence();
         let outcome = self.step_inner(start, deadline)?;
@@ -431,6 +470,7 @@ impl Session {
     pub fn forward(&mut self, deadline: Option<Instant>) -> Result<bool> {
         let _environment = FloatEnvironment::enter();
         self.make_room()?;
+        let _watch = Watch::new(&self.control, &self.model);
         while !self.logits_ready {
             if !self.run_pass(deadline)? {
                 return Ok(false);
@@ -483,12 +523,14 @@ impl Session {
             return Err(Error::State("no tokens: call prompt or append first".into()));
         }
         let start = Instant::now();
-        let (count, mut progress) = self.pass.take().unwrap_or((pending.min(self.prefill_chunk), Progress::default()));
+        let fresh = || Interrupted { count: pending.min(self.pace.chunk()), ..Interrupted::default() };
+        let Interrupted { count, mut progress, ns } = self.pass.take().unwrap_or_else(fresh);
+        let decode = count == 1 && self.cached >= self.run.prompt_end;
         let pass = Pass {
             tokens: &self.tokens[self.cached..self.cached + count],
             position: self.cached,
             head: count == pending,
-            decode: count == 1 && self.cached >= self.run.prompt_end,
+            decode,
             paced: deadline.is_some(),
         };
         let mut cancelled = self.control.cancelled();
@@ -502,11 +544,22 @@ impl Session {
             return Err(Error::Cancelled);
         }
         let counter = if self.cached < self.run.prompt_end { Counter::NsPrefill } else { Counter::NsDecode };
-        self.control.add(counter, start.elapsed().as_nanos() as u64);
+        let elapsed = start.elapsed().as_nanos() as u64;
+        self.control.add(counter, elapsed);
+        let ns = ns + elapsed;
         if !done {
-            self.pass = Some((count, progress));
+            self.pass = Some(Interrupted { count, progress, ns });
+            if let Some(late) = deadline.and_then(|deadline| Instant::now().checked_duration_since(deadline)) {
+                self.control.missed_deadline(late.as_nanos() as u64);
+            }
             return Ok(false);
         }
+        if decode {
+            self.pace.token_took(ns)
+        } else {
+            self.pace.prompt_took(count, ns)
+        }
+        self.control.set(Counter::NextStepNs, self.pace.next_ns(pending - count));
         self.cached += count;
         self.logits_ready = count == pending;
         self.control.add(Counter::Steps, 1);

@@ -3,7 +3,9 @@
 use super::Session;
 use crate::cpu::environment::FloatEnvironment;
 use crate::model::forward::{self, Pass, Progress};
+use crate::tensor::{Bytes, Ledger, Taken, whole_pages};
 use crate::{Error, Result};
+use std::sync::Arc;
 
 /// Memory of `score`, asked for by a session's first one.
 pub struct Scored {
@@ -11,15 +13,18 @@ pub struct Scored {
     logits: Vec<f32>,
     /// (context_len).
     logprobs: Vec<f32>,
+    _taken: Taken,
 }
 
 impl Scored {
-    fn new(vocab_len: usize, context_len: usize) -> Result<Self> {
+    fn new(vocab_len: usize, context_len: usize, ledger: &Arc<Ledger>) -> Result<Self> {
+        let bytes = (vocab_len + context_len) * size_of::<f32>();
+        let taken = ledger.take("scores", Bytes::host(whole_pages(bytes as u64)))?;
         let (mut logits, mut logprobs) = (Vec::new(), Vec::new());
         let no_memory = |len: usize| move |_| Error::NoMemory { what: "scores", bytes: len * size_of::<f32>() };
         logits.try_reserve_exact(vocab_len).map_err(no_memory(vocab_len))?;
         logprobs.try_reserve_exact(context_len).map_err(no_memory(context_len))?;
-        Ok(Scored { logits, logprobs })
+        Ok(Scored { logits, logprobs, _taken: taken })
     }
 }
 
@@ -36,7 +41,7 @@ impl Session {
         self.check_new(tokens, self.tokens.len())?;
         let mut scored = match self.scored.take() {
             Some(scored) => scored,
-            None => Scored::new(self.model.config().shape.vocab_len, self.context_len)?,
+            None => Scored::new(self.model.config().shape.vocab_len, self.context_len, self.model.ledger())?,
         };
         let result = self.score_into(tokens, &mut scored);
         let scored = self.scored.insert(scored);
@@ -58,7 +63,7 @@ impl Session {
     /// All but the first, which needs no pass. The KV cache is written after what is in use.
     fn score_rest(&mut self, tokens: &[u32], logprobs: &mut Vec<f32>) -> Result<()> {
         let mut next = tokens[1..].iter();
-        for chunk in tokens[..tokens.len() - 1].chunks(self.prefill_chunk) {
+        for chunk in tokens[..tokens.len() - 1].chunks(self.pace.chunk_max()) {
             let position = self.tokens.len() + logprobs.len() - 1;
             let pass = Pass { tokens: chunk, position, head: false, decode: false, paced: false };
             let layers = self.model.config().shape.layers;

@@ -48,6 +48,11 @@ impl Bpe {
         Ok(Bpe { bytes, merges, wholes })
     }
 
+    /// Memory held, in bytes.
+    pub(super) fn memory(&self) -> usize {
+        self.merges.memory() + self.wholes.as_ref().map_or(0, Texts::memory)
+    }
+
     /// Appends the tokens of one piece of text.
     ///
     /// A byte that has no token (SmolLM2 has none for some control characters) is left out, as llama.cpp does.

@@ -53,6 +53,11 @@ pub(super) struct Input<'a> {
 }
 
 impl Templates {
+    /// Memory held, in bytes, before a template is first used.
+    pub(super) fn memory(&self) -> usize {
+        self.default.source.capacity() + self.tool_use.as_ref().map_or(0, |template| template.source.capacity())
+    }
+
     /// None when the file has no template.
     pub(super) fn from_metadata(metadata: &Metadata) -> Result<Option<Templates>> {
         let find = |key: &str| Ok::<_, Error>(metadata.string(key)?.map(Template::new));

@@ -31,6 +31,11 @@ struct Range {
 }
 
 impl Classes {
+    /// Memory held, in bytes.
+    pub(super) fn memory(&self) -> usize {
+        self.ranges.capacity() * size_of::<Range>()
+    }
+
     /// From the tables of `regex-syntax`, the ones the expressions themselves would use.
     pub(super) fn new() -> Result<Classes> {
         let mut ranges = Vec::new();

@@ -86,6 +86,11 @@ impl Merges {
         Ok(Merges { starts: places, merges })
     }
 
+    /// Memory held, in bytes.
+    pub(super) fn memory(&self) -> usize {
+        self.starts.capacity() * size_of::<u32>() + self.merges.capacity() * size_of::<Merge>()
+    }
+
     fn of(&self, left: u32) -> &[Merge] {
         let [start, end] = [left as usize, left as usize + 1].map(|index| self.starts[index] as usize);
         &self.merges[start..end]

@@ -118,6 +118,16 @@ impl Tokenizer {
         }))
     }
 
+    /// Memory held, in bytes; what a chat template becomes when it is first used is not in it.
+    pub fn bytes(&self) -> usize {
+        let parts = [self.vocab.memory(), self.specials.memory(), self.classes.memory(), self.bpe.memory()];
+        #[cfg(feature = "chat")]
+        let templates = self.chat.as_ref().map_or(0, chat::Templates::memory);
+        #[cfg(not(feature = "chat"))]
+        let templates = 0;
+        size_of::<Tokenizer>() + parts.iter().sum::<usize>() + self.ends.capacity() * size_of::<u32>() + templates
+    }
+
     /// How many tokens the vocabulary has.
     pub fn vocab_len(&self) -> usize {
         self.vocab.len()

@@ -26,6 +26,11 @@ impl Specials {
         Ok(Specials { trusted: of(&[Kind::Control, Kind::UserDefined])?, untrusted: of(&[Kind::UserDefined])? })
     }
 
+    /// Memory held, in bytes.
+    pub(super) fn memory(&self) -> usize {
+        self.trusted.memory() + self.untrusted.memory()
+    }
+
     /// Cuts a text at its special tokens: the leftmost, and there the longest.
     ///
     /// Control tokens are found only with `control`. This is what the models' own tokenizers do. llama.cpp searches
@@ -84,6 +89,11 @@ impl Searcher {
             .build(&patterns)
             .map_err(|error| Error::Format(format!("{TOKENS}: the special tokens cannot be searched: {error}")))?;
         Ok(Searcher { automaton: Some(automaton), tokens })
+    }
+
+    fn memory(&self) -> usize {
+        let automaton = self.automaton.as_ref().map_or(0, AhoCorasick::memory_usage);
+        automaton + self.tokens.capacity() * size_of::<u32>()
     }
 }
 

@@ -37,6 +37,11 @@ impl Texts {
         }
     }
 
+    /// Memory held, in bytes.
+    pub(super) fn memory(&self) -> usize {
+        self.tokens.allocation_size()
+    }
+
     /// The token that has this text.
     pub(super) fn get<'a>(&self, text: &[u8], text_of: impl Fn(u32) -> &'a [u8]) -> Option<u32> {
         self.tokens.find(hash(&self.state, text), |token| text_of(*token) == text).copied()

@@ -66,6 +66,11 @@ impl Vocab {
         self.ends.len()
     }
 
+    /// Memory held, in bytes.
+    pub(super) fn memory(&self) -> usize {
+        self.bytes.capacity() + self.ends.capacity() * size_of::<u32>() + self.kinds.capacity() * size_of::<Kind>()
+    }
+
     /// Bytes of the longest token.
     pub(super) fn longest(&self) -> usize {
         self.longest

@@ -125,6 +125,7 @@ static void structs(const char *path) {
     edgellm_model_info info;
     edgellm_stats stats;
     edgellm_event event;
+    char byte[32];
     uint32_t size;
     memset(&newer, 0, sizeof newer);
     for (size = 0; size < 4; size++) {
@@ -139,7 +140,8 @@ static void structs(const char *path) {
     REFUSED(ARG, "struct_size", edgellm_session_new(model, &newer.known, &other));
     newer.known.struct_size = sizeof newer;
     newer.added[1] = 1;
-    REFUSED(EDGELLM_E_UNSUPPORTED, "byte 32", edgellm_session_new(model, &newer.known, &other));
+    sprintf(byte, "byte %u is set", (unsigned)(sizeof newer - sizeof(uint32_t)));
+    REFUSED(EDGELLM_E_UNSUPPORTED, byte, edgellm_session_new(model, &newer.known, &other));
     CHECK(other == NULL);
     newer.added[1] = 0;
     newer.known.n_ctx = 64;

@@ -107,6 +107,8 @@ pub fn refusal<T>(result: Result<T, impl std::borrow::Borrow<Error>>) -> (&'stat
         Error::State(_) => "State",
         Error::Busy => "Busy",
         Error::NoMemory { .. } => "NoMemory",
+        Error::NotLocked { .. } => "NotLocked",
+        Error::MemoryLimit { .. } => "MemoryLimit",
         Error::DeviceMemory { .. } => "DeviceMemory",
         Error::Io { .. } => "Io",
         Error::Format(_) => "Format",

@@ -59,6 +59,21 @@ static void errors(const char *path) {
 #endif
 }
 
+static void plans(const char *path) {
+    auto load = edgellm::load_params();
+    load.path = path;
+    load.device = EDGELLM_DEVICE_CPU;
+    auto plan = edgellm::plan_memory(load);
+    CHECK(plan && plan->fits == 1 && plan->device == EDGELLM_DEVICE_CPU && plan->needed > plan->kv_host);
+    load.memory_limit = plan->needed;
+    auto model = Model::load(load);
+    CHECK(model && Session::create(*model));
+    load.memory_limit = 1;
+    CHECK(edgellm::plan_memory(load)->fits == 0 && Model::load(load).error().status() == EDGELLM_E_NOMEM);
+    load.path = "/no/such/file";
+    CHECK(edgellm::plan_memory(load).error().status() == EDGELLM_E_IO);
+}
+
 static void text_and_tokens(const Model &model) {
     auto info = model.info();
     CHECK(info && info->n_layers == 4 && info->arch.len == 12);
@@ -290,6 +305,7 @@ int main(int argc, char **argv) {
     CHECK(argc == 2 && edgellm::check_interface());
     model_path = argv[1];
     errors(model_path);
+    plans(model_path);
     auto params = edgellm::load_params();
     params.path = model_path;
     params.n_threads = 1;

@@ -6,13 +6,16 @@
 use super::Inner;
 use super::kv_cache::KvCache;
 use crate::Result;
+use crate::backend::Shape;
 use crate::cpu::lanes::{ATTENTION_SEGMENT, ATTENTION_TILE, SoftmaxState};
-use crate::tensor::{Buffer, Disjoint};
+use crate::tensor::{Buffer, Disjoint, Residence, buffer_bytes};
 
 /// Query tokens that one task takes together: they share the conversion of keys and values to f32.
 const TOKENS: usize = 16;
 /// Query heads that may share a kv head.
 pub const GROUP_MAX: usize = 64;
+
+const WHAT: &str = "activations";
 
 /// Memory of the stage, for one session.
 pub struct Scratch {
@@ -24,18 +27,36 @@ pub struct Scratch {
 impl Scratch {
     pub fn new(inner: &Inner, context_len: usize) -> Result<Self> {
         let shape = &inner.shape;
-        let (what, states) = ("activations", context_len.div_ceil(ATTENTION_SEGMENT) * shape.query_heads);
+        let (what, states) = (WHAT, context_len.div_ceil(ATTENTION_SEGMENT) * shape.query_heads);
         Ok(Scratch {
-            per_thread: Buffer::zeroed(what, inner.pool.threads() * thread_len(inner))?,
+            per_thread: Buffer::zeroed(what, inner.pool.threads() * thread_len(shape))?,
             segments: Buffer::zeroed(what, states * shape.head_dim)?,
             states: Buffer::zeroed(what, states)?,
         })
     }
+
+    /// What [`Scratch::new`] takes.
+    pub fn held_for(shape: &Shape, threads: usize, context_len: usize) -> u64 {
+        let states = (context_len.div_ceil(ATTENTION_SEGMENT) * shape.query_heads) as u64;
+        buffer_bytes::<f32>((threads * thread_len(shape)) as u64)
+            + buffer_bytes::<f32>(states * shape.head_dim as u64)
+            + buffer_bytes::<SoftmaxState>(states)
+    }
+
+    pub fn settle(&mut self, residence: Residence) -> Result<()> {
+        self.per_thread.settle(WHAT, residence)?;
+        self.segments.settle(WHAT, residence)?;
+        self.states.settle(WHAT, residence)
+    }
+
+    /// Memory held, in whole pages.
+    pub fn held(&self) -> u64 {
+        self.per_thread.held() + self.segments.held() + self.states.held()
+    }
 }
 
 /// Floats of a thread: a tile of keys, one of values, the sums of a segment and those of all before it.
-fn thread_len(inner: &Inner) -> usize {
-    let shape = &inner.shape;
+fn thread_len(shape: &Shape) -> usize {
     let queries = TOKENS * (shape.query_heads / shape.kv_heads);
     shape.head_dim * 2 * (ATTENTION_TILE + queries)
 }
@@ -67,7 +88,7 @@ impl Pass<'_> {
         let (inner, shape) = (self.inner, &self.inner.shape);
         let (group, width) = (self.group(), shape.query_heads * shape.head_dim);
         let segments = (self.position + 1).div_ceil(ATTENTION_SEGMENT);
-        let thread_len = thread_len(inner);
+        let thread_len = thread_len(&inner.shape);
         let per_thread = Disjoint::new(&mut scratch.per_thread);
         let (all_sums, all_states) = (Disjoint::new(&mut scratch.segments), Disjoint::new(&mut scratch.states));
         inner.pool.each(segments * shape.kv_heads, 1, |thread, range| {
@@ -108,7 +129,7 @@ impl Pass<'_> {
         // A task takes all query heads of a kv head, or one where that leaves threads without work.
         let heads = if blocks * shape.kv_heads >= inner.pool.threads() { group } else { 1 };
         let tasks = blocks * (shape.query_heads / heads);
-        let thread_len = thread_len(inner);
+        let thread_len = thread_len(&inner.shape);
         let per_thread = Disjoint::new(&mut scratch.per_thread);
         let out = Disjoint::new(out);
         inner.pool.each(tasks, 1, |thread, range| {

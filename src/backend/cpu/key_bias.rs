@@ -2,9 +2,10 @@
 
 use super::Inner;
 use crate::Result;
+use crate::backend::Shape;
 use crate::cpu::Kernels;
 use crate::cpu::lanes::ATTENTION_TILE;
-use crate::tensor::Buffer;
+use crate::tensor::{Buffer, Bytes, Taken, buffer_bytes};
 
 /// The biases of all layers, and how RoPE rotates them to the positions of a tile.
 ///
@@ -18,6 +19,7 @@ pub struct KeyBias {
     adjacent: bool,
     heads: usize,
     head_dim: usize,
+    _taken: Taken,
 }
 
 impl KeyBias {
@@ -33,6 +35,7 @@ impl KeyBias {
             return Ok(None);
         }
         let what = "the KV cache";
+        let taken = inner.ledger.take(what, Bytes::host(Self::held_for(shape, tiles)))?;
         let mut biases = Buffer::zeroed(what, shape.layers * width)?;
         for (layer, place) in biases.chunks_exact_mut(width).enumerate() {
             if let Some(bias) = bias(layer) {
@@ -58,12 +61,26 @@ impl KeyBias {
             adjacent: shape.rope_adjacent,
             heads: shape.kv_heads,
             head_dim: shape.head_dim,
+            _taken: taken,
         }))
+    }
+
+    /// What [`KeyBias::new`] takes where there is a bias.
+    pub fn held_for(shape: &Shape, tiles: usize) -> u64 {
+        let pairs = shape.rope_frequencies.len();
+        buffer_bytes::<f32>((shape.layers * shape.kv_heads * shape.head_dim) as u64)
+            + 2 * buffer_bytes::<f32>((tiles * pairs) as u64)
+            + 2 * buffer_bytes::<f32>((pairs * ATTENTION_TILE) as u64)
     }
 
     /// Memory held.
     pub fn bytes(&self) -> usize {
         self.to_tile.iter().chain(&self.within_tile).chain([&self.biases]).map(Buffer::bytes).sum()
+    }
+
+    /// The same, in whole pages.
+    pub fn held(&self) -> u64 {
+        self.to_tile.iter().chain(&self.within_tile).chain([&self.biases]).map(Buffer::held).sum()
     }
 
     fn of(&self, layer: usize, head: usize) -> &[f32] {

@@ -5,7 +5,7 @@ use super::key_bias::KeyBias;
 use crate::backend::{KvFormat, Shape};
 use crate::cpu::Kernels;
 use crate::cpu::lanes::{self, ATTENTION_SEGMENT, ATTENTION_TILE, KV_BLOCK};
-use crate::tensor::{Buffer, Plain};
+use crate::tensor::{Buffer, Bytes, Ledger, Plain, Residence, Taken, buffer_bytes};
 use crate::{Error, Result};
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,6 +19,7 @@ pub struct KvCache {
     pub(super) pages: Vec<Arc<Page>>,
     /// What int8 keys are without.
     pub(super) bias: Option<Arc<KeyBias>>,
+    pub(super) ledger: Arc<Ledger>,
     pub(super) layers: usize,
     pub(super) kv_heads: usize,
     pub(super) head_dim: usize,
@@ -30,6 +31,7 @@ pub struct Page {
     /// [`PAGE`], or in the last one the rest of the context in whole tiles of attention.
     pub positions: usize,
     pub storage: Storage,
+    _taken: Taken,
 }
 
 /// Keys and values.
@@ -58,9 +60,12 @@ pub const HEAD_DIM_MAX: usize = 512;
 const WHAT: &str = "the KV cache";
 
 impl<T: Plain> Pair<T> {
-    fn new(rows: usize, width: usize) -> Result<Self> {
+    fn new(rows: usize, width: usize, residence: Residence) -> Result<Self> {
         let len = rows.checked_mul(width).ok_or(Error::NoMemory { what: WHAT, bytes: usize::MAX })?;
-        Ok(Pair { keys: Buffer::zeroed(WHAT, len)?, values: Buffer::zeroed(WHAT, len)?, width })
+        let mut pair = Pair { keys: Buffer::zeroed(WHAT, len)?, values: Buffer::zeroed(WHAT, len)?, width };
+        pair.keys.settle(WHAT, residence)?;
+        pair.values.settle(WHAT, residence)?;
+        Ok(pair)
     }
 
     fn bytes(&self) -> usize {
@@ -84,19 +89,51 @@ impl<T: Plain> Pair<T> {
             unsafe { self.keys.shared_mut(at..at + 1).fill(*value) };
         }
     }
+
+    fn held(&self) -> u64 {
+        self.keys.held() + self.values.held()
+    }
 }
 
 impl Page {
     /// `heads`: of all layers.
-    pub fn new(kind: Kind, heads: usize, positions: usize, head_dim: usize) -> Result<Self> {
+    pub fn new(ledger: &Arc<Ledger>, kind: Kind, heads: usize, positions: usize, head_dim: usize) -> Result<Self> {
+        let taken = ledger.take(WHAT, Bytes::host(Self::held_for(kind, heads, positions, head_dim)))?;
         // One row per position of a head. What does not fit a usize is refused as one does that no machine has.
         let rows = heads.saturating_mul(positions);
+        let residence = ledger.residence();
         let storage = match kind {
-            Kind::F16 => Storage::F16(Pair::new(rows, head_dim)?),
-            Kind::F32 => Storage::F32(Pair::new(rows, head_dim)?),
-            Kind::I8 => Storage::I8 { quants: Pair::new(rows, head_dim)?, scales: Pair::new(rows, blocks(head_dim))? },
+            Kind::F16 => Storage::F16(Pair::new(rows, head_dim, residence)?),
+            Kind::F32 => Storage::F32(Pair::new(rows, head_dim, residence)?),
+            Kind::I8 => Storage::I8 {
+                quants: Pair::new(rows, head_dim, residence)?,
+                scales: Pair::new(rows, blocks(head_dim), residence)?,
+            },
         };
-        Ok(Page { positions, storage })
+        Ok(Page { positions, storage, _taken: taken })
+    }
+
+    /// What [`Page::new`] takes.
+    pub fn held_for(kind: Kind, heads: usize, positions: usize, head_dim: usize) -> u64 {
+        let rows = (heads as u64).saturating_mul(positions as u64);
+        let values = rows.saturating_mul(head_dim as u64);
+        match kind {
+            Kind::F16 => 2 * buffer_bytes::<u16>(values),
+            Kind::F32 => 2 * buffer_bytes::<f32>(values),
+            Kind::I8 => {
+                let scales = rows.saturating_mul(blocks(head_dim) as u64);
+                2 * (buffer_bytes::<i8>(values) + buffer_bytes::<u16>(scales))
+            }
+        }
+    }
+
+    /// Memory held.
+    fn held(&self) -> u64 {
+        match &self.storage {
+            Storage::F16(pair) => pair.held(),
+            Storage::F32(pair) => pair.held(),
+            Storage::I8 { quants, scales } => quants.held() + scales.held(),
+        }
     }
 
     pub fn kind(&self) -> Kind {
@@ -124,36 +161,58 @@ pub enum Kind {
     I8,
 }
 
+impl Kind {
+    /// What there is for this wish.
+    pub fn of(exact: bool, format: KvFormat) -> Result<Kind> {
+        match (exact, format) {
+            (true, KvFormat::Auto) => Ok(Kind::F32),
+            (true, format) => {
+                let text = format!("KV cache {format:?}: a model loaded as exact has its keys and values in f32");
+                Err(Error::argument(text))
+            }
+            (false, KvFormat::Auto | KvFormat::F16) => Ok(Kind::F16),
+            (false, KvFormat::I8) => Ok(Kind::I8),
+        }
+    }
+}
+
 impl KvCache {
     /// All of the cache. Its memory is the operating system's until it is used.
     pub fn new(inner: &Inner, context_len: usize, format: KvFormat) -> Result<Self> {
         let Shape { layers, kv_heads, head_dim, .. } = inner.shape;
         let positions_max = context_len.next_multiple_of(ATTENTION_TILE);
-        let kind = match (inner.exact, format) {
-            (true, KvFormat::Auto) => Kind::F32,
-            (true, format) => {
-                let text = format!("KV cache {format:?}: a model loaded as exact has its keys and values in f32");
-                return Err(Error::argument(text));
-            }
-            (false, KvFormat::Auto | KvFormat::F16) => Kind::F16,
-            (false, KvFormat::I8) => Kind::I8,
-        };
+        let kind = Kind::of(inner.exact, format)?;
         let mut pages = room(positions_max.div_ceil(PAGE))?;
         for from in (0..positions_max).step_by(PAGE) {
             let positions = PAGE.min(positions_max - from);
-            pages.push(Arc::new(Page::new(kind, layers * kv_heads, positions, head_dim)?));
+            pages.push(Arc::new(Page::new(&inner.ledger, kind, layers * kv_heads, positions, head_dim)?));
         }
         let bias = match kind {
             Kind::I8 => KeyBias::new(inner, positions_max / ATTENTION_TILE)?.map(Arc::new),
             Kind::F16 | Kind::F32 => None,
         };
-        Ok(KvCache { pages, bias, layers, kv_heads, head_dim })
+        Ok(KvCache { pages, bias, ledger: inner.ledger.clone(), layers, kv_heads, head_dim })
     }
 
     /// Memory held; of shared pages too.
     pub fn bytes(&self) -> usize {
         let pages: usize = self.pages.iter().map(|page| page.bytes()).sum();
         pages + self.bias.as_deref().map_or(0, KeyBias::bytes)
+    }
+
+    /// The same, in whole pages.
+    pub fn held(&self) -> u64 {
+        let pages: u64 = self.pages.iter().map(|page| page.held()).sum();
+        pages + self.bias.as_deref().map_or(0, KeyBias::held)
+    }
+
+    /// What [`KvCache::new`] takes for so many heads of all layers; `key_bias`: keys have one that int8 keys are without.
+    pub fn held_for(shape: &Shape, kind: Kind, context_len: usize, key_bias: bool) -> u64 {
+        let positions_max = context_len.next_multiple_of(ATTENTION_TILE);
+        let page = |positions| Page::held_for(kind, shape.layers * shape.kv_heads, positions, shape.head_dim);
+        let pages = page(PAGE).saturating_mul((positions_max / PAGE) as u64).saturating_add(page(positions_max % PAGE));
+        let bias = key_bias && kind == Kind::I8;
+        pages.saturating_add(if bias { KeyBias::held_for(shape, positions_max / ATTENTION_TILE) } else { 0 })
     }
 
     /// Copies the tile of positions from `from` (a multiple of 32) as f32: all of `keys` (head_dim, 32), and as many

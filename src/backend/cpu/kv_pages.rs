@@ -66,7 +66,7 @@ impl KvCache {
 
     /// A page like this one, with its first `positions`.
     fn copy_of(&self, page: &Page, positions: usize) -> Result<Arc<Page>> {
-        let mut copy = Page::new(page.kind(), self.heads(), page.positions, self.head_dim)?;
+        let mut copy = Page::new(&self.ledger, page.kind(), self.heads(), page.positions, self.head_dim)?;
         if positions > 0 {
             for (from, to) in page.planes().zip(copy.planes_mut()) {
                 for head in 0..self.heads() {
@@ -88,7 +88,7 @@ impl KvCache {
             pages.push(if shared { page.clone() } else { self.copy_of(page, within(positions, index))? });
         }
         let KvCache { layers, kv_heads, head_dim, .. } = *self;
-        Ok(KvCache { pages, bias: self.bias.clone(), layers, kv_heads, head_dim })
+        Ok(KvCache { pages, bias: self.bias.clone(), ledger: self.ledger.clone(), layers, kv_heads, head_dim })
     }
 
     /// Pages of our own in place of shared ones, from the position `from` on; what is before it stays.

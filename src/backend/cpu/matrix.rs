@@ -34,6 +34,21 @@ impl Matrix {
         rows.div_ceil(tile::ROWS).saturating_mul(tile::tile_bytes(Self::format(weight, exact), columns))
     }
 
+    /// What rewriting a tensor as tiles takes beside them at the most, with so many threads, in bytes.
+    pub fn scratch_bytes_max(weight: &Tensor<'_>, exact: bool, threads: usize) -> u64 {
+        // Ternary weights of one scale become I2_S, whose tiles are no larger.
+        let format = Self::format(weight, exact);
+        let converted = weight.format != format || format == Format::TQ2_0;
+        (threads as u64).saturating_mul(Self::scratch_bytes(weight, format, converted) as u64)
+    }
+
+    /// Of a thread.
+    fn scratch_bytes(weight: &Tensor<'_>, format: Format, converted: bool) -> usize {
+        let row_bytes = weight.shape[0] / weight.format.block_len() * weight.format.block_bytes();
+        let ordered = if weight.i2s_layout == I2sLayout::Block128 { 0 } else { tile::ROWS * row_bytes };
+        ordered + if converted { tile::tile_bytes(format, weight.shape[0]) } else { 0 }
+    }
+
     fn format(weight: &Tensor<'_>, exact: bool) -> Format {
         if exact { Format::F32 } else { tile::tiled_format(weight.format) }
     }
@@ -62,8 +77,7 @@ impl Matrix {
         let count = rows.div_ceil(tile::ROWS);
         let mut tiles = arena.take(count * tile_bytes)?;
         let ordered_bytes = if i2s_layout == I2sLayout::Block128 { 0 } else { tile::ROWS * row_bytes };
-        let converted_bytes = if format == source { 0 } else { tile_bytes };
-        let scratch_bytes = ordered_bytes + converted_bytes;
+        let scratch_bytes = Self::scratch_bytes(&linear.weight, format, format != source);
         let mut scratch = Buffer::zeroed("the conversion of weights", scratch_bytes * pool.threads())?;
         let places = Disjoint::new(&mut tiles);
         let scratches = Disjoint::new(&mut scratch);
@@ -224,6 +238,7 @@ mod tests {
     use crate::cpu::rows::{Quantization, RowsBuffer};
     use crate::cpu::threads::PoolOptions;
     use crate::cpu::{available, scalar::SCALAR};
+    use crate::tensor::Residence;
 
     const COLUMNS: usize = 512;
     const ROWS: usize = 19;
@@ -249,7 +264,7 @@ mod tests {
         };
         let pool = ThreadPool::start(PoolOptions { threads: 1, ..PoolOptions::default() }).expect("no thread");
         let tiles = Matrix::tiles_bytes(&linear.weight, exact);
-        let mut arena = Arena::new("weights", std::iter::once(tiles)).expect("memory");
+        let mut arena = Arena::new("weights", Residence::Lazy, std::iter::once(tiles)).expect("memory");
         Matrix::repack(&linear, exact, &pool, &mut arena, &mut |_| Ok(())).expect("a good matrix")
     }
 

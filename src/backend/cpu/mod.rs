@@ -5,14 +5,15 @@ mod key_bias;
 mod kv_cache;
 mod kv_pages;
 mod matrix;
+pub mod memory;
 mod sequence;
 
-use super::{Backend, KvFormat, LayerWeights, Linear, Sequence, Shape, Weights};
+use super::{Backend, KvFormat, LayerWeights, Linear, Sequence, SequenceMemory, Shape, Weights};
 use crate::cpu::Kernels;
 use crate::cpu::threads::ThreadPool;
 use crate::file::{ModelFile, Tensor};
 use crate::quant::{Format, I2sLayout};
-use crate::tensor::{Arena, Buffer};
+use crate::tensor::{Arena, Buffer, Ledger, Residence, Taken};
 use crate::{Error, Result};
 use matrix::Matrix;
 use std::sync::Arc;
@@ -27,6 +28,8 @@ pub struct Options {
     pub exact: bool,
     /// The file stays mapped: rows of an untied embedding are read from it when needed. Else they are copied.
     pub keep_file: bool,
+    /// Where the memory is taken from.
+    pub ledger: Arc<Ledger>,
 }
 
 /// See the module.
@@ -43,6 +46,8 @@ struct Inner {
     layers: Vec<Layer>,
     output_norm: Vec<f32>,
     head: Matrix,
+    ledger: Arc<Ledger>,
+    _taken: Taken,
 }
 
 /// Where the rows of token ids come from.
@@ -81,10 +86,15 @@ impl CpuBackend {
         progress: &mut dyn FnMut(usize) -> bool,
     ) -> Result<Self> {
         check_shape(&shape)?;
-        let Options { kernels, pool, exact, keep_file } = options;
+        let Options { kernels, pool, exact, keep_file, ledger } = options;
+        let holding = memory::Holding { exact, threads: pool.threads(), keep_file };
+        let memory = memory::weights(&weights, holding);
+        let taken = ledger.take("the weights", memory.weights)?;
+        let _loading = ledger.take("loading the weights", memory.loading)?;
         let linears = weights.layers.iter().flat_map(LayerWeights::linears).map(|linear| &linear.weight);
         let matrices = linears.chain([weights.head.as_ref().unwrap_or(&weights.embedding)]);
-        let mut arena = Arena::new("weights", matrices.map(|weight| Matrix::tiles_bytes(weight, exact)))?;
+        let mut arena =
+            Arena::new("the weights", ledger.residence(), matrices.map(|weight| Matrix::tiles_bytes(weight, exact)))?;
         let mut done = 0;
         let mut repack = |linear: Linear<'_>| {
             Matrix::repack(&linear, exact, &pool, &mut arena, &mut |bytes| {
@@ -99,19 +109,26 @@ impl CpuBackend {
         }
         let (embedding, head) = match weights.head {
             None => (Embedding::Tied, weights.embedding),
-            Some(head) if keep_file && weights.embedding.i2s_layout == I2sLayout::Block128 => {
+            Some(head) if !is_copied(&weights.embedding, keep_file) => {
                 (Embedding::File(file.clone(), weights.embedding.name.to_owned()), head)
             }
-            Some(head) => (copied(&weights.embedding)?, head),
+            Some(head) => (copied(&weights.embedding, ledger.residence())?, head),
         };
         let head = repack(Linear { weight: head, bias: None })?;
         let output_norm = weights.output_norm;
-        Ok(CpuBackend { inner: Arc::new(Inner { shape, kernels, pool, exact, embedding, layers, output_norm, head }) })
+        let inner = Inner { shape, kernels, pool, exact, embedding, layers, output_norm, head, ledger, _taken: taken };
+        Ok(CpuBackend { inner: Arc::new(inner) })
     }
 }
 
-fn copied(tensor: &Tensor<'_>) -> Result<Embedding> {
+/// Whether the rows of an untied embedding are copied.
+fn is_copied(embedding: &Tensor<'_>, keep_file: bool) -> bool {
+    !keep_file || embedding.i2s_layout != I2sLayout::Block128
+}
+
+fn copied(tensor: &Tensor<'_>, residence: Residence) -> Result<Embedding> {
     let mut bytes = Buffer::zeroed("the embedding", tensor.bytes.len())?;
+    bytes.settle("the embedding", residence)?;
     tensor.i2s_layout.to_block128(tensor.bytes, tensor.shape[0], &mut bytes);
     Ok(Embedding::Copied(bytes, tensor.format, tensor.scale))
 }
@@ -144,7 +161,7 @@ impl Layer {
 const COLUMNS_MAX: usize = 1 << 18;
 
 /// Widths that the kernels can take.
-fn check_shape(shape: &Shape) -> Result<()> {
+pub fn check_shape(shape: &Shape) -> Result<()> {
     let attention = shape.query_heads * shape.head_dim;
     for (what, value, multiple) in [
         ("hidden size", shape.hidden, 32),
@@ -183,6 +200,10 @@ impl Backend for CpuBackend {
         self.inner.pool.run(job)
     }
 
+    fn page_faults(&self) -> u64 {
+        self.inner.pool.page_faults()
+    }
+
     fn weights_bytes(&self) -> usize {
         let copied = if let Embedding::Copied(bytes, ..) = &self.inner.embedding { bytes.bytes() } else { 0 };
         self.weights_bytes_per_token() + copied
@@ -191,6 +212,10 @@ impl Backend for CpuBackend {
     fn weights_bytes_per_token(&self) -> usize {
         let layers = self.inner.layers.iter().flat_map(Layer::matrices).map(Matrix::bytes).sum::<usize>();
         layers + self.inner.head.bytes()
+    }
+
+    fn sequence_memory(&self, context_len: usize, batch: usize, format: KvFormat) -> Result<SequenceMemory> {
+        memory::SequenceKind::of(&self.inner).memory(context_len, batch, format)
     }
 
     fn new_sequence(&self, context_len: usize, batch: usize, format: KvFormat) -> Result<Box<dyn Sequence>> {

@@ -4,12 +4,13 @@
 use super::attention;
 use super::kv_cache::KvCache;
 use super::matrix::{Matrix, TileSums, tiled_width};
+use super::memory::SequenceKind;
 use super::{Embedding, Inner, Layer};
 use crate::backend::tensors::check_tokens;
-use crate::backend::{Activation, KvFormat, Sequence, Sink};
+use crate::backend::{Activation, KvFormat, Sequence, SequenceMemory, Sink};
 use crate::cpu::rows::{PANEL, Quantization, Rows, RowsBuffer};
 use crate::cpu::{GEMM_ROWS_MAX, tile};
-use crate::tensor::{Buffer, Disjoint};
+use crate::tensor::{Buffer, Bytes, Disjoint, Residence, Taken};
 use crate::{Error, Result};
 use std::sync::Arc;
 
@@ -33,6 +34,7 @@ pub struct CpuSequence {
     sin: Buffer<f32>,      // (batch, rotated / 2)
     logits: Buffer<f32>,   // (vocab_len, in whole tiles)
     attention: attention::Scratch,
+    _taken: Taken,
 }
 
 impl CpuSequence {
@@ -46,7 +48,10 @@ impl CpuSequence {
         let attention = shape.query_heads * shape.head_dim;
         let kv_width = tiled_width(shape.kv_heads * shape.head_dim);
         let scratch = "activations";
-        Ok(CpuSequence {
+        let bytes = SequenceKind::of(&inner).scratch(context_len, batch as u64);
+        let taken = inner.ledger.take(scratch, Bytes::host(bytes))?;
+        let residence = inner.ledger.residence();
+        let mut sequence = CpuSequence {
             context_len,
             batch,
             tokens: 0,
@@ -63,8 +68,23 @@ impl CpuSequence {
             sin: Buffer::zeroed(scratch, batch * shape.rope_frequencies.len())?,
             logits: Buffer::zeroed("logits", tiled_width(shape.vocab_len))?,
             attention: attention::Scratch::new(&inner, context_len)?,
+            _taken: taken,
             inner,
-        })
+        };
+        sequence.settle(residence)?;
+        Ok(sequence)
+    }
+
+    /// Makes the scratch memory be there before it is used.
+    fn settle(&mut self, residence: Residence) -> Result<()> {
+        for rows in [&mut self.normed, &mut self.attended, &mut self.activated] {
+            rows.settle(residence)?;
+        }
+        let CpuSequence { residual, q, k, v, cos, sin, logits, .. } = self;
+        for buffer in [residual, q, k, v, cos, sin, logits] {
+            buffer.settle("activations", residence)?;
+        }
+        self.attention.settle(residence)
     }
 }
 
@@ -299,6 +319,13 @@ impl Sequence for CpuSequence {
     fn set_logits(&mut self, logits: &[f32], _: f32) -> Result<()> {
         self.logits[..self.inner.shape.vocab_len].copy_from_slice(logits);
         Ok(())
+    }
+
+    fn held(&self) -> SequenceMemory {
+        let values = [&self.residual, &self.q, &self.k, &self.v, &self.cos, &self.sin, &self.logits];
+        let rows = [&self.normed, &self.attended, &self.activated];
+        let scratch = values.map(Buffer::held).iter().sum::<u64>() + rows.map(RowsBuffer::held).iter().sum::<u64>();
+        SequenceMemory { kv: Bytes::host(self.cache.held()), scratch: Bytes::host(scratch + self.attention.held()) }
     }
 }
 

@@ -3,15 +3,17 @@
 
 mod kernels;
 mod kv;
+pub mod memory;
 mod prefill;
 mod rope;
 mod sequence;
 mod tiles;
 mod weights;
 
-use super::{Backend, Device, HostStream, KvFormat, Sequence, Shape, Weights};
+use super::{Backend, Device, HostStream, KvFormat, Sequence, SequenceMemory, Shape, Weights};
 use crate::cpu::threads::ThreadPool;
 use crate::cuda::{Context, DeviceBuffer, DeviceInfo, Driver, Stream};
+use crate::tensor::{Ledger, Taken};
 use crate::{Error, Result};
 use kernels::{Kernels, Matrix};
 use std::sync::Arc;
@@ -59,6 +61,10 @@ struct Inner {
     layers: Vec<Layer>,
     bytes_per_token: usize,
     place: Place,
+    /// Sequences are counted as if gate and up had to be apart.
+    mixed: bool,
+    ledger: Arc<Ledger>,
+    _taken: Taken,
 }
 
 /// One layer's weights: matrices, and addresses of vectors (0: the architecture has no such vector).
@@ -100,13 +106,17 @@ impl CudaBackend {
         shape: Shape,
         weights: &Weights<'_>,
         pool: &ThreadPool,
+        ledger: &Arc<Ledger>,
         progress: &mut dyn FnMut(&[u8]) -> Result<()>,
     ) -> Result<Self> {
         check_shape(&shape)?;
+        let memory = memory::weights(weights, pool.threads())?;
         let plan = weights::plan(weights)?;
         let context = Context::new(place.index)?;
         place.stream(&context)?; // What is wrong with it is said before the work is done.
         context.info().check_usable()?;
+        let taken = ledger.take("the weights", memory.weights)?;
+        let _loading = ledger.take("loading the weights", memory.loading)?;
         let kernels = Kernels::load(&context, &shape)?;
         let loaded = weights::load(&context, weights, plan, pool, progress)?;
         let weights::Loaded { buffer, embedding, head, output_norm, layers } = loaded;
@@ -126,8 +136,26 @@ impl CudaBackend {
             layers,
             bytes_per_token,
             place,
+            mixed: memory::may_be_mixed(weights),
+            ledger: ledger.clone(),
+            _taken: taken,
         };
         Ok(CudaBackend { inner: Arc::new(inner) })
+    }
+}
+
+/// Whether the memory of a device is the host's, and how much could be had now.
+pub fn available(index: usize) -> Result<(bool, u64)> {
+    let context = Context::new(index)?;
+    context.info().check_usable()?;
+    Ok((context.info().unified_memory, context.memory_available()?))
+}
+
+/// What the kernels can take of keys and values.
+pub fn check_format(format: KvFormat) -> Result<()> {
+    match format {
+        KvFormat::Auto | KvFormat::F16 => Ok(()),
+        KvFormat::I8 => Err(Error::Unsupported("keys and values in int8 do not run on CUDA".into())),
     }
 }
 
@@ -148,7 +176,7 @@ fn arch_name(info: &DeviceInfo) -> &'static str {
 }
 
 /// What the kernels can take.
-fn check_shape(shape: &Shape) -> Result<()> {
+pub fn check_shape(shape: &Shape) -> Result<()> {
     if !kernels::HEAD_DIMS.contains(&shape.head_dim) {
         let text = format!("head size {} does not run on CUDA: {:?} do", shape.head_dim, kernels::HEAD_DIMS);
         return Err(Error::Unsupported(text));
@@ -202,10 +230,13 @@ impl Backend for CudaBackend {
         self.inner.bytes_per_token
     }
 
+    fn sequence_memory(&self, context_len: usize, batch: usize, format: KvFormat) -> Result<SequenceMemory> {
+        check_format(format)?;
+        memory::sequence(&self.inner.shape, self.inner.mixed, context_len, batch)
+    }
+
     fn new_sequence(&self, context_len: usize, batch: usize, format: KvFormat) -> Result<Box<dyn Sequence>> {
-        if format == KvFormat::I8 {
-            return Err(Error::Unsupported("keys and values in int8 do not run on CUDA".into()));
-        }
+        check_format(format)?;
         Ok(Box::new(sequence::CudaSequence::new(self.inner.clone(), context_len, batch)?))
     }
 }

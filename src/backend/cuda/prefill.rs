@@ -5,7 +5,7 @@ use super::kernels::{
 };
 use super::sequence::{CudaSequence, activation, is_ternary};
 use crate::Result;
-use crate::backend::{Sequence, Sink};
+use crate::backend::{Sequence, SequenceMemory, Sink};
 
 impl CudaSequence {
     /// Rows of f32 to rows of half precision: (`up`: activation(x) * up,) norm, then rounding as the matrices want it.
@@ -219,5 +219,9 @@ impl Sequence for CudaSequence {
 
     fn set_logits(&mut self, logits: &[f32], log_sum_exp: f32) -> Result<()> {
         self.set_logits_found(logits, log_sum_exp)
+    }
+
+    fn held(&self) -> SequenceMemory {
+        self.memory_held()
     }
 }

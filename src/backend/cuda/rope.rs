@@ -3,6 +3,7 @@
 use super::Shape;
 use crate::Result;
 use crate::cuda::{Context, DeviceBuffer, PinnedBuffer, Stream};
+use crate::tensor::Bytes;
 use std::sync::Arc;
 
 /// Positions that are computed at a time.
@@ -16,15 +17,26 @@ pub struct Rope {
     filled: usize,
 }
 
+/// Bytes of the table, and of the host's memory that it goes through.
+pub fn bytes(shape: &Shape, context_len: usize) -> (usize, usize) {
+    let row_bytes = 8 * shape.rope_frequencies.len();
+    (context_len.saturating_mul(row_bytes), (BLOCK * row_bytes).max(1))
+}
+
 impl Rope {
     pub fn new(context: &Arc<Context>, shape: &Shape, context_len: usize) -> Result<Self> {
-        let row_bytes = 8 * shape.rope_frequencies.len();
+        let (table, staging) = bytes(shape, context_len);
         Ok(Rope {
-            table: DeviceBuffer::new(context, "the table of rotations", context_len * row_bytes)?,
-            staging: PinnedBuffer::new(context, "the table of rotations", (BLOCK * row_bytes).max(1))?,
+            table: DeviceBuffer::new(context, "the table of rotations", table)?,
+            staging: PinnedBuffer::new(context, "the table of rotations", staging)?,
             context_len,
             filled: 0,
         })
+    }
+
+    /// What it holds.
+    pub fn held(&self) -> Bytes {
+        Bytes { host: self.staging.held(), device: self.table.held() }
     }
 
     pub fn pointer(&self) -> u64 {

@@ -4,9 +4,10 @@ use super::kernels::{
     Attention, GateUp, HEAD_ROWS, Head, Launch, Project, Quantized, ROW_COLUMNS, State, attention_grid, gemm_turns,
 };
 use super::rope::Rope;
-use super::{Inner, Layer};
-use crate::backend::{Activation, Sequence, tensors};
+use super::{Inner, Layer, memory};
+use crate::backend::{Activation, Sequence, SequenceMemory, Shape, tensors};
 use crate::cuda::{DeviceBuffer, Graph, PinnedBuffer, Stream};
+use crate::tensor::{Bytes, Taken};
 use crate::{Error, Result};
 use std::sync::Arc;
 
@@ -42,6 +43,7 @@ pub struct CudaSequence {
     /// The pass: how many tokens, and the position of the first.
     pub(super) tokens: u32,
     pub(super) position: u32,
+    _taken: Taken,
 }
 
 /// Addresses in the scratch memory.
@@ -71,12 +73,16 @@ pub(super) struct Places {
 impl CudaSequence {
     pub fn new(inner: Arc<Inner>, context_len: usize, batch: usize) -> Result<Self> {
         let (shape, context) = (&inner.shape, &inner.context);
+        let SequenceMemory { kv, scratch } = memory::sequence(shape, inner.mixed, context_len, batch)?;
+        let taken = inner.ledger.take("keys, values and activations", kv + scratch)?;
         // The host's stream cannot be captured: others may put work into it.
         let (stream, setup) = (inner.place.stream(context)?, Stream::new(context, 0)?);
-        let kv_len = 2 * shape.layers * shape.kv_heads * context_len * shape.head_dim;
+        let no_memory = Error::DeviceMemory { what: "keys and values", bytes: usize::MAX };
+        let kv_len = kv_len(shape, context_len).ok_or(no_memory)?;
         let kv = DeviceBuffer::new(context, "keys and values", 2 * kv_len)?;
         let mut plan = Plan::default();
-        let mut at = plan.places(&inner, batch);
+        let mixed = inner.layers.iter().any(|layer| !layer.gate.is_like(&layer.up));
+        let mut at = plan.places(shape, mixed, batch);
         let scratch = DeviceBuffer::new(context, "activations", plan.bytes)?;
         at.shift(scratch.pointer());
         (at.keys, at.values) = (kv.pointer(), kv.pointer() + kv_len as u64);
@@ -113,6 +119,7 @@ impl CudaSequence {
             found: State::default(),
             tokens: 0,
             position: 0,
+            _taken: taken,
         })
     }
 
@@ -276,6 +283,12 @@ impl CudaSequence {
         (self.logits_are_here, self.next) = (true, None);
         Ok(())
     }
+
+    pub(super) fn memory_held(&self) -> SequenceMemory {
+        let pinned = self.mailbox.held() + self.outbox.held() + self.logits.held();
+        let scratch = Bytes { host: pinned, device: self.scratch.held() };
+        SequenceMemory { kv: Bytes { host: 0, device: self.kv.held() }, scratch: scratch + self.rope.held() }
+    }
 }
 
 impl Drop for CudaSequence {
@@ -285,10 +298,16 @@ impl Drop for CudaSequence {
     }
 }
 
+/// Values of the keys and values of so many positions; None when they are more than there is address space.
+pub(super) fn kv_len(shape: &Shape, context_len: usize) -> Option<usize> {
+    let len = (2 * shape.layers * shape.kv_heads * shape.head_dim).checked_mul(context_len)?;
+    len.checked_mul(2).map(|_| len)
+}
+
 /// Scratch memory, laid out.
 #[derive(Default)]
-struct Plan {
-    bytes: usize,
+pub(super) struct Plan {
+    pub bytes: usize,
 }
 
 impl Plan {
@@ -299,13 +318,11 @@ impl Plan {
     }
 
     /// Offsets of everything.
-    fn places(&mut self, inner: &Inner, batch: usize) -> Places {
-        let shape = &inner.shape;
+    pub fn places(&mut self, shape: &Shape, mixed: bool, batch: usize) -> Places {
         let attention = shape.query_heads * shape.head_dim;
         let qkv = attention + 2 * shape.kv_heads * shape.head_dim;
         let widest = shape.hidden.max(attention).max(shape.intermediate).next_multiple_of(ROW_COLUMNS);
         let [splits, lines, _] = attention_grid(shape).map(|n| n as usize);
-        let mixed = inner.layers.iter().any(|layer| !layer.gate.is_like(&layer.up));
         Places {
             state: self.take(size_of::<State>()),
             counters: self.take(4 * lines),

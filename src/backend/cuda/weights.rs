@@ -16,7 +16,7 @@ use std::sync::Arc;
 /// Planes and vectors begin at multiples of this.
 const ALIGNMENT: usize = 256;
 /// About so many bytes are repacked at a time.
-const PART_BYTES: usize = 8 << 20;
+pub const PART_BYTES: usize = 8 << 20;
 const WHAT: &str = "weights";
 
 /// What is on the device.
@@ -30,6 +30,19 @@ pub struct Loaded {
 
 /// Bytes on the device that these weights take.
 pub fn plan(weights: &Weights<'_>) -> Result<usize> {
+    plan_of(weights, |tensor| Ok(tiling(tensor)?.0))
+}
+
+/// The most that it can be; unlike it, this looks at no weight.
+pub fn plan_max(weights: &Weights<'_>) -> Result<usize> {
+    plan_of(weights, |tensor| new_tiling(tensor, false))
+}
+
+fn plan_of(weights: &Weights<'_>, tiling: impl Fn(&Tensor<'_>) -> Result<Tiling>) -> Result<usize> {
+    let matrix_bytes = |tensor: &Tensor<'_>| {
+        let Layout { codes, high, scales, supers } = tiling(tensor)?.layout(tensor.shape[1])?;
+        Ok::<usize, Error>([codes, high, scales, supers].map(reserved).iter().sum())
+    };
     let mut bytes = matrix_bytes(&weights.embedding)? + reserved(4 * weights.output_norm.len());
     if let Some(head) = &weights.head {
         bytes += matrix_bytes(head)?;
@@ -38,7 +51,7 @@ pub fn plan(weights: &Weights<'_>) -> Result<usize> {
         for linear in layer.linears() {
             bytes += matrix_bytes(&linear.weight)? + linear.bias.as_ref().map_or(0, |bias| reserved(4 * bias.len()));
         }
-        bytes += vectors(layer).into_iter().flatten().map(|vector| reserved(4 * vector.len())).sum::<usize>();
+        bytes += layer.norms().map(|vector| reserved(4 * vector.len())).sum::<usize>();
     }
     Ok(bytes)
 }
@@ -52,21 +65,27 @@ fn reserved(len: usize) -> usize {
     len.next_multiple_of(ALIGNMENT)
 }
 
-fn matrix_bytes(tensor: &Tensor<'_>) -> Result<usize> {
-    let (tiling, _) = tiling(tensor)?;
-    let Layout { codes, high, scales, supers } = tiling.layout(tensor.shape[1])?;
-    Ok([codes, high, scales, supers].map(reserved).iter().sum())
+/// Memory of the host in which rows of another order are put right, with so many threads.
+pub fn reordering_bytes(weights: &Weights<'_>, threads: usize) -> u64 {
+    let linears = weights.layers.iter().flat_map(LayerWeights::linears).map(|linear| &linear.weight);
+    let tensors = linears.chain([&weights.embedding]).chain(&weights.head);
+    let reordered = tensors.filter(|tensor| tensor.i2s_layout != I2sLayout::Block128);
+    let row_bytes = |tensor: &Tensor<'_>| tensor.shape[0] / tensor.format.block_len() * tensor.format.block_bytes();
+    reordered.map(|tensor| (threads * ROWS * row_bytes(tensor)) as u64).max().unwrap_or(0)
 }
 
 /// How a tensor becomes tiles, and what every value is multiplied with.
 fn tiling(tensor: &Tensor<'_>) -> Result<(Tiling, f32)> {
     let with_scales = matches!(tensor.format, Format::TQ1_0 | Format::TQ2_0);
     let common = if with_scales { common_scale(tensor.format, tensor.bytes) } else { None };
-    let tiling = Tiling::new(tensor.format, tensor.shape[0], common.is_some()).map_err(|error| match error {
+    Ok((new_tiling(tensor, common.is_some())?, tensor.scale * common.unwrap_or(1.0)))
+}
+
+fn new_tiling(tensor: &Tensor<'_>, one_scale: bool) -> Result<Tiling> {
+    Tiling::new(tensor.format, tensor.shape[0], one_scale).map_err(|error| match error {
         Error::Unsupported(text) => Error::Unsupported(format!("tensor `{}`: {text}", tensor.name)),
         other => other,
-    })?;
-    Ok((tiling, tensor.scale * common.unwrap_or(1.0)))
+    })
 }
 
 /// Repacks and copies everything; `plan` is what [`plan`] gave.

@@ -83,9 +83,10 @@ impl Gate {
     }
 
     /// Waits for a job with a number other than `seen`, which becomes the new number, and goes in. False: the pool ends.
-    pub fn enter(&self, seen: &mut u64) -> bool {
+    /// `idle` is called before the thread sleeps.
+    pub fn enter(&self, seen: &mut u64, idle: impl Fn()) -> bool {
         loop {
-            let mut word = self.wait_for_other_than(*seen);
+            let mut word = self.wait_for_other_than(*seen, &idle);
             *seen = word >> NUMBER;
             if word & STOPPED != 0 {
                 return false;
@@ -121,11 +122,12 @@ impl Gate {
     }
 
     /// The word when its number is no longer `seen`.
-    fn wait_for_other_than(&self, seen: u64) -> u64 {
+    fn wait_for_other_than(&self, seen: u64, idle: &impl Fn()) -> u64 {
         let other = |word: u64| (word >> NUMBER != seen).then_some(word);
         if let Some(word) = spin_until(self.spin, || other(self.word.0.load(Relaxed))) {
             return word;
         }
+        idle();
         self.sleepers.fetch_add(1, SeqCst);
         let word = loop {
             let wake = self.wake.load(Acquire);

@@ -5,6 +5,7 @@ mod gate;
 mod placement;
 
 use super::environment::FloatEnvironment;
+use crate::tensor::page_faults;
 use crate::{Error, Result};
 use cores::Cpus;
 use gate::{Gate, Line, futex};
@@ -14,7 +15,7 @@ use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -58,6 +59,8 @@ struct Shared {
     job: UnsafeCell<Option<Job>>,
     /// (threads) How far each thread's part of the items is taken.
     taken: Box<[Line<AtomicUsize>]>,
+    /// (threads) Page faults of each worker since it began, as of when it last slept or took part in a [`ThreadPool::run`].
+    faults: Box<[AtomicU64]>,
     panicked: AtomicBool,
 }
 
@@ -106,6 +109,16 @@ impl ThreadPool {
         Ok(pool)
     }
 
+    /// How many threads [`ThreadPool::start`] would make a pool of, the caller's included.
+    pub fn count(options: &PoolOptions) -> Result<usize> {
+        Ok(place(options)?.0)
+    }
+
+    /// The stacks of the workers of so many threads, in bytes.
+    pub fn stacks_bytes(threads: usize) -> u64 {
+        (threads.saturating_sub(1) * STACK_BYTES) as u64
+    }
+
     /// How many threads run a job.
     pub fn threads(&self) -> usize {
         self.threads
@@ -128,6 +141,7 @@ impl ThreadPool {
         let others = |thread| {
             let _counted = Countdown(&missing); // Also when the job panics.
             job(thread);
+            self.shared.count_faults(thread);
         };
         self.share(self.turn(), &others, self.workers.len(), own)
     }
@@ -164,6 +178,11 @@ impl ThreadPool {
     /// time. Finer would not help against one that lost its core: it is away for milliseconds, a range takes microseconds.
     pub fn grain(&self, items: usize) -> usize {
         items.div_ceil(self.threads() * 8).max(1)
+    }
+
+    /// Page faults of all workers since they began, as of when each last slept or took part in a [`ThreadPool::run`].
+    pub fn page_faults(&self) -> u64 {
+        self.shared.faults.iter().map(|faults| faults.load(Relaxed)).sum()
     }
 
     fn turn(&self) -> MutexGuard<'_, ()> {
@@ -211,8 +230,13 @@ impl Shared {
             gate: Gate::new(spin),
             job: UnsafeCell::new(None),
             taken: (0..threads).map(|_| Line::default()).collect(),
+            faults: (0..threads).map(|_| AtomicU64::new(0)).collect(),
             panicked: AtomicBool::new(false),
         }
+    }
+
+    fn count_faults(&self, thread: usize) {
+        self.faults[thread].store(page_faults(), Relaxed);
     }
 }
 
@@ -274,7 +298,7 @@ impl Drop for Countdown<'_> {
 fn work(shared: &Shared, index: usize) {
     let _environment = FloatEnvironment::enter();
     let mut seen = 0;
-    while shared.gate.enter(&mut seen) {
+    while shared.gate.enter(&mut seen, || shared.count_faults(index)) {
         // SAFETY: inside the gate, so the job was written before it opened and lives until this worker has left.
         let job = unsafe { (*shared.job.get()).map(|job| &*job) };
         if let Some(job) = job
