@@ -35,13 +35,13 @@ grep -qx edgellm_load "$part/symbols.txt"
 # shellcheck disable=SC2046,SC2086 # Words are meant.
 link() {
   printf 'LIBEDGELLM_%s {\n  global:\n%s\n  local: *;\n};\n' "$node" "$(sed 's/.*/    &;/' "$part/symbols.txt")" >"$part/map"
-  $CC -shared -o "$part/so" $(sed 's/^/-Wl,-u,/' "$part/symbols.txt") "$archive" ${LDFLAGS:-} \
+  $CC -shared -o "$part/so" $(sed 's/^/-Wl,--require-defined=/' "$part/symbols.txt") "$archive" ${LDFLAGS:-} \
     -Wl,--version-script="$part/map" -Wl,-soname,"libedgellm.so.$abi" -Wl,-z,defs -Wl,-z,relro,-z,now \
     -Wl,-z,noexecstack -Wl,--gc-sections -Wl,--as-needed -lgcc_s -lpthread -ldl -lm -lc
   "$(tool strip)" --strip-unneeded "$part/so"
 
   # Section groups are resolved here: objcopy would leave members of a group that has lost its symbol.
-  "$(tool ld)" -r --force-group-allocation --gc-sections -e edgellm_load $(sed 's/^/-u /' "$part/symbols.txt") \
+  "$(tool ld)" -r --force-group-allocation --gc-sections -e edgellm_load $(sed 's/^/--require-defined=/' "$part/symbols.txt") \
     -o "$part/edgellm.o" "$archive"
   # What was collected leaves its undefined symbols, weak ones turned into strong ones: --strip-unneeded. Rust's standard
   # library comes with bitcode beside its code, which older LLVM plugins of the binutils do not survive.
