@@ -33,6 +33,7 @@ __all__ = [
     "Grammar",
     "GrammarKind",
     "KvType",
+    "MemoryPlan",
     "Model",
     "ModelInfo",
     "Session",
@@ -40,6 +41,7 @@ __all__ = [
     "Status",
     "build_info",
     "devices",
+    "plan_memory",
     "version",
 ]
 
@@ -242,6 +244,48 @@ class Stats:
     energy_joule: float
 
 
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What a model and one session of it take of memory, in bytes, as `edgellm_plan` says."""
+
+    fits: bool
+    weights_host: int
+    weights_device: int
+    kv_host: int
+    kv_device: int
+    scratch_host: int
+    scratch_device: int
+    mapped_file: int
+    peak_load: int
+    available_host: int
+    available_device: int
+    n_ctx_fits: int
+    device: int
+    needed: int
+
+
+def plan_memory(
+    path: str | os.PathLike[str],
+    *,
+    n_threads: int = 0,
+    device: int = DEVICE_AUTO,
+    n_ctx: int = 0,
+    prefill_chunk: int = 0,
+    kv_type: KvType = KvType.AUTO,
+    **params: int,
+) -> MemoryPlan:
+    """What `Model` and `Model.session` with the same parameters would take, without loading: a memory_limit of `needed` is
+    enough for both. `params` are further fields of `edgellm_load_params`."""
+    text = ctypes.create_string_buffer(os.fsencode(path))
+    load = _defaults("load_params", {**params, "n_threads": n_threads, "device": device})
+    load.path = ctypes.addressof(text)
+    session = _defaults("session_params", {"n_ctx": n_ctx, "prefill_chunk": prefill_chunk, "kv_type": kv_type})
+    plan = _sized(_c.plan)
+    _check(_c.plan_memory(ctypes.byref(load), ctypes.byref(session), ctypes.byref(plan)))
+    values = {name: getattr(plan, name) for name in MemoryPlan.__dataclass_fields__}
+    return MemoryPlan(**{**values, "fits": bool(plan.fits)})
+
+
 class _Handle:
     """A handle of the library, freed by close, at the end of `with`, or with the object."""
 
@@ -284,6 +328,8 @@ class Model(_Handle):
         device: int = DEVICE_AUTO,
         exact: bool = False,
         mmap: bool = True,
+        mlock: bool = False,
+        prefault: bool = False,
         on_progress: Callable[[float], bool | None] | None = None,
         **params: int,
     ) -> None:
@@ -291,13 +337,15 @@ class Model(_Handle):
 
         `n_threads` compute a step, the caller's included; 0 = one per big core. `device`: DEVICE_AUTO, DEVICE_CPU or the
         number of a GPU. `exact` computes in f32: slow, for checking results. `on_progress` gets 0 to 1 and stops the load
-        by returning False. `params` are further fields of `edgellm_load_params`, such as spin_us.
+        by returning False. `mlock` and `prefault` keep steps from page faults. `params` are further fields of
+        `edgellm_load_params`, such as spin_us and memory_limit.
         """
         super().__init__(None)
         text = ctypes.create_string_buffer(os.fsencode(path))
         struct = _defaults("load_params", {**params, "n_threads": n_threads, "device": device})
         struct.path = ctypes.addressof(text)
         struct.flags |= (_c.LOAD_EXACT if exact else 0) | (0 if mmap else _c.LOAD_NO_MMAP)
+        struct.flags |= (_c.LOAD_MLOCK if mlock else 0) | (_c.LOAD_PREFAULT if prefault else 0)
         failure: list[BaseException] = []
 
         def progress(_user: int | None, done: float) -> int:

@@ -59,6 +59,22 @@ def loads(path):
         raise AssertionError("an exception of on_progress was lost")
 
 
+def memory(path):
+    plan = libedgellm.plan_memory(path, n_threads=1, device=libedgellm.DEVICE_CPU)
+    assert plan.fits and plan.needed > 0 and plan.device == libedgellm.DEVICE_CPU
+
+    def both(limit):
+        with libedgellm.Model(path, n_threads=1, device=libedgellm.DEVICE_CPU, memory_limit=limit) as model:
+            model.session().close()
+
+    both(plan.needed)
+    raises(Status.E_NOMEM, "", both, plan.needed - 4096)
+    with libedgellm.Model(path, n_threads=1, prefault=True) as model, model.session() as session:
+        session.prompt(model.tokenize("Stop."))
+        session.step()
+        assert session.stats().host_bytes > 0
+
+
 def texts(model):
     assert model.info.arch == "bitnet-b1.58" and model.meta("general.architecture") == "bitnet-b1.58"
     raises(Status.E_ARG, "no.such.key", model.meta, "no.such.key")
@@ -190,6 +206,7 @@ def cancelled(model):
 def main():
     library()
     loads(sys.argv[1])
+    memory(sys.argv[1])
     model = libedgellm.Model(sys.argv[1], n_threads=1)
     texts(model)
     sessions(model)
