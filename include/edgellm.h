@@ -217,6 +217,12 @@
 // edgellm_session_prompt and _append drop nothing: more than n_ctx stays E_CONTEXT.
 #define EDGELLM_FULL_SHIFT 1
 
+// Draft tokens by what followed the same tokens before, in the prompt or the output, or by what a grammar forces, and
+// compute them along with the one that is certain: the same tokens as without it, sooner where text repeats (code that is
+// edited, JSON that is echoed). A step still gives one token; those that were drafted well take only the last part of a pass.
+// stats.tokens_drafted and stats.tokens_accepted say how it goes. On the CPU only.
+#define EDGELLM_SAMPLING_PROMPT_LOOKUP 1
+
 // Nothing happened.
 #define EDGELLM_EV_NONE 0
 
@@ -435,7 +441,7 @@ typedef struct edgellm_logit_bias {
 typedef struct edgellm_sampling {
     // Set by edgellm_sampling_init.
     uint32_t struct_size;
-    // 0: there are none yet.
+    // EDGELLM_SAMPLING_*, or-ed.
     uint32_t flags;
     // 0 = greedy: the highest logit, of equal ones the lowest token.
     float temperature;
@@ -613,6 +619,10 @@ typedef struct edgellm_stats {
     // processor packages, on boards with an INA3221 that of the rail of the whole board, or else of all its rails, as mean of
     // the power at two calls of this function times the time between them. -1 where there is no meter that may be read.
     double energy_joule;
+    // Tokens that prompt lookup drafted and a pass computed.
+    uint64_t tokens_drafted;
+    // Of these, tokens that came.
+    uint64_t tokens_accepted;
 } edgellm_stats;
 
 #ifdef __cplusplus
@@ -818,7 +828,7 @@ EDGELLM_API void edgellm_sampling_init_(struct edgellm_sampling *p, size_t size)
 // Sets how the session chooses tokens, from the next one on. Everything is copied. `p` = NULL: all defaults.
 //
 // The session's caller only. Errors: E_ARG (a number that is not finite or out of range, a token out of range, a stop
-// text that is empty or not UTF-8, a grammar of another model), E_BUSY, E_NOMEM, E_FORKED, E_INTERNAL.
+// text that is empty or not UTF-8, a grammar of another model), E_UNSUPPORTED (prompt lookup on a CUDA device), E_BUSY, E_NOMEM, E_FORKED, E_INTERNAL.
 EDGELLM_API
 EDGELLM_CHECK
 edgellm_status edgellm_session_sampling(struct edgellm_session *s,

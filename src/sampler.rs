@@ -43,6 +43,9 @@ pub struct Sampling {
     pub grammar: Option<Arc<Grammar>>,
     /// When the grammar begins.
     pub grammar_mode: GrammarMode,
+    /// Draft tokens by what followed the same tokens before, in the prompt or the output, and compute them together: the same
+    /// tokens as without it, sooner where text repeats. On the CPU only.
+    pub prompt_lookup: bool,
     /// How many of the most likely tokens each event tells, at most [`ALTERNATIVES_MAX`].
     pub alternatives: usize,
 }
@@ -69,6 +72,7 @@ impl Default for Sampling {
             stop_tokens: Vec::new(),
             grammar: None,
             grammar_mode: GrammarMode::Now,
+            prompt_lookup: false,
             alternatives: 0,
         }
     }

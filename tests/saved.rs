@@ -41,6 +41,7 @@ fn settings() -> Sampling {
         bias: vec![(3, -0.5), (9, f32::NEG_INFINITY)],
         stops: vec!["no such text".into(), "h".repeat(30)],
         stop_tokens: vec![9],
+        prompt_lookup: true,
         alternatives: 3,
         // A grammar is not saved.
         grammar: None,

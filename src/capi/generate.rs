@@ -148,6 +148,10 @@ pub struct edgellm_stats {
     /// processor packages, on boards with an INA3221 that of the rail of the whole board, or else of all its rails, as mean of
     /// the power at two calls of this function times the time between them. -1 where there is no meter that may be read.
     pub energy_joule: f64,
+    /// Tokens that prompt lookup drafted and a pass computed.
+    pub tokens_drafted: u64,
+    /// Of these, tokens that came.
+    pub tokens_accepted: u64,
 }
 
 sized!(edgellm_stats {
@@ -176,6 +180,8 @@ sized!(edgellm_stats {
     device_bytes: 0,
     host_peak_bytes: 0,
     energy_joule: -1.0,
+    tokens_drafted: 0,
+    tokens_accepted: 0,
 });
 
 /// The event as C sees it; the text still belongs to the session.
@@ -431,6 +437,8 @@ pub unsafe extern "C" fn edgellm_session_stats(
             device_bytes: stats.device_bytes,
             host_peak_bytes: stats.host_peak_bytes,
             energy_joule: stats.energy_joule,
+            tokens_drafted: stats.tokens_drafted,
+            tokens_accepted: stats.tokens_accepted,
         });
         Ok(EDGELLM_OK)
     })

@@ -64,13 +64,19 @@ sized!(edgellm_session_params {
     step_budget_us: 0,
 });
 
+/// Draft tokens by what followed the same tokens before, in the prompt or the output, or by what a grammar forces, and
+/// compute them along with the one that is certain: the same tokens as without it, sooner where text repeats (code that is
+/// edited, JSON that is echoed). A step still gives one token; those that were drafted well take only the last part of a pass.
+/// stats.tokens_drafted and stats.tokens_accepted say how it goes. On the CPU only.
+pub const EDGELLM_SAMPLING_PROMPT_LOOKUP: u32 = 1;
+
 /// How a token is chosen from the logits. The defaults are greedy.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct edgellm_sampling {
     /// Set by edgellm_sampling_init.
     pub struct_size: u32,
-    /// 0: there are none yet.
+    /// EDGELLM_SAMPLING_*, or-ed.
     pub flags: u32,
     /// 0 = greedy: the highest logit, of equal ones the lowest token.
     pub temperature: f32,
@@ -227,7 +233,7 @@ pub unsafe extern "C" fn edgellm_sampling_init_(p: *mut edgellm_sampling, size: 
 /// Sets how the session chooses tokens, from the next one on. Everything is copied. `p` = NULL: all defaults.
 ///
 /// The session's caller only. Errors: E_ARG (a number that is not finite or out of range, a token out of range, a stop
-/// text that is empty or not UTF-8, a grammar of another model), E_BUSY, E_NOMEM, E_FORKED, E_INTERNAL.
+/// text that is empty or not UTF-8, a grammar of another model), E_UNSUPPORTED (prompt lookup on a CUDA device), E_BUSY, E_NOMEM, E_FORKED, E_INTERNAL.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn edgellm_session_sampling(
@@ -251,7 +257,7 @@ pub unsafe extern "C" fn edgellm_session_sampling(
 /// # Safety
 /// What `params` points to is valid for its length.
 unsafe fn sampling(params: &edgellm_sampling, vocab_len: usize) -> Result<Sampling> {
-    check_flags(params.flags, 0, "sampling.flags")?;
+    check_flags(params.flags, EDGELLM_SAMPLING_PROMPT_LOOKUP, "sampling.flags")?;
     at_most(params.n_bias, vocab_len, "sampling.n_bias")?;
     at_most(params.n_stops, STOPS_MAX, "sampling.n_stops")?;
     at_most(params.n_stop_tokens, vocab_len, "sampling.n_stop_tokens")?;
@@ -296,6 +302,7 @@ unsafe fn sampling(params: &edgellm_sampling, vocab_len: usize) -> Result<Sampli
         stop_tokens: stop_list,
         grammar,
         grammar_mode,
+        prompt_lookup: params.flags & EDGELLM_SAMPLING_PROMPT_LOOKUP != 0,
         alternatives: params.n_alternatives as usize,
     })
 }

@@ -58,6 +58,14 @@ impl Matcher {
         unsupported()
     }
 
+    pub(crate) fn allowed_of(&mut self, _: &[u32]) -> Result<usize> {
+        unsupported()
+    }
+
+    pub(crate) fn forced(&mut self) -> Vec<u32> {
+        Vec::new()
+    }
+
     pub(crate) fn accept_bytes(&mut self, _: &[u8]) -> Result<()> {
         unsupported()
     }

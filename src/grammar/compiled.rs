@@ -133,6 +133,16 @@ impl Matcher {
         Ok(valid == tokens.len())
     }
 
+    /// How many of these tokens, from the first on, may come next one after the other.
+    pub(crate) fn allowed_of(&mut self, tokens: &[u32]) -> Result<usize> {
+        self.walker.validate_tokens(tokens).map_err(stuck)
+    }
+
+    /// Tokens that must come next, one after the other.
+    pub(crate) fn forced(&mut self) -> Vec<u32> {
+        self.walker.compute_ff_tokens()
+    }
+
     /// Goes on by these bytes, which `follows` has found good.
     pub(crate) fn accept_bytes(&mut self, bytes: &[u8]) -> Result<()> {
         let tokens = self.bytes_as_tokens(bytes).unwrap_or_default();

@@ -160,6 +160,22 @@ impl Constraint {
         Ok(allowed)
     }
 
+    /// How many of these tokens, from the first on, may come next one after the other.
+    pub(super) fn allowed_of(&mut self, tokens: &[u32]) -> Result<usize> {
+        match self.state {
+            State::Governed if !self.matcher.is_complete() => {
+                let found = self.matcher.allowed_of(tokens);
+                self.check(found)
+            }
+            _ => Ok(tokens.len()),
+        }
+    }
+
+    /// Tokens that must come next, one after the other, as far as the grammar leaves no choice.
+    pub(super) fn forced(&mut self) -> Vec<u32> {
+        if self.state == State::Governed { self.matcher.forced() } else { Vec::new() }
+    }
+
     /// Takes a token in.
     pub(super) fn accept(&mut self, token: u32, bytes: &[u8]) -> Result<()> {
         self.masked = false;

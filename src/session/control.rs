@@ -42,8 +42,10 @@ pub enum Counter {
     DeadlineLateNsMax,
     PageFaults,
     Allocations,
+    Drafted,
+    Accepted,
 }
-const COUNTERS: usize = Counter::Allocations as usize + 1;
+const COUNTERS: usize = Counter::Accepted as usize + 1;
 
 /// Times in ns; the step percentiles are of decode steps since the last reset, to 6 %.
 #[derive(Clone, Copy, Debug, Default)]
@@ -68,6 +70,10 @@ pub struct Stats {
     pub ns_sample: u64,
     /// Finding which tokens a grammar allows, and following it.
     pub ns_grammar: u64,
+    /// Tokens that prompt lookup drafted and a pass computed.
+    pub tokens_drafted: u64,
+    /// Of these, tokens that came.
+    pub tokens_accepted: u64,
     /// Half of the decode steps took at most this.
     pub step_ns_p50: u64,
     /// 95 of 100.
@@ -160,6 +166,8 @@ impl Control {
             ns_decode: take(Counter::NsDecode),
             ns_sample: take(Counter::NsSample),
             ns_grammar: take(Counter::NsGrammar),
+            tokens_drafted: take(Counter::Drafted),
+            tokens_accepted: take(Counter::Accepted),
             step_ns_p50: percentile(&durations, 50).min(step_ns_max),
             step_ns_p95: percentile(&durations, 95).min(step_ns_max),
             step_ns_p99: percentile(&durations, 99).min(step_ns_max),

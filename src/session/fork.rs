@@ -1,6 +1,7 @@
 //! One sequence going on in two ways.
 
 use super::alternatives::Alternatives;
+use super::lookup::Lookup;
 use super::memory::Own;
 use super::text::TextOut;
 use super::{Control, Run, Session};
@@ -41,6 +42,7 @@ impl Session {
             pass: None,
             run: Run { start: Instant::now(), ..self.run },
             sampling: self.sampling.clone(),
+            lookup: Lookup::new()?,
             constraint: self.constraint.clone(),
             alternatives,
             sampler,

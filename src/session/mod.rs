@@ -4,6 +4,7 @@ mod alternatives;
 mod constraint;
 mod control;
 mod fork;
+mod lookup;
 mod memory;
 mod pace;
 mod saved;
@@ -15,7 +16,7 @@ pub use control::{Control, Stats};
 pub use memory::SessionPlan;
 pub use saved::Saving;
 
-use crate::backend::{KvFormat, Sequence, SequenceMemory};
+use crate::backend::{Device, KvFormat, Sequence, SequenceMemory};
 use crate::cpu::environment::FloatEnvironment;
 use crate::model::forward::{self, Pass, Progress};
 use crate::sampler::Sampler;
@@ -25,6 +26,7 @@ use crate::{Error, Model, Result, Sampling};
 use alternatives::Alternatives;
 use constraint::Constraint;
 use control::{Counter, Watch};
+use lookup::Lookup;
 use memory::{Own, own_memory, warm_up};
 use pace::Pace;
 use score::Scored;
@@ -158,6 +160,7 @@ pub struct Session {
     logits_ready: bool,
     /// The pass over `tokens[cached..]` that a deadline interrupted.
     pass: Option<Interrupted>,
+    lookup: Lookup,
     run: Run,
     sampling: Sampling,
     sampler: Sampler,
@@ -230,6 +233,7 @@ impl Session {
             cached: 0,
             logits_ready: false,
             pass: None,
+            lookup: Lookup::new()?,
             run: Run { start: Instant::now(), prompt_start: 0, prompt_end: 0, generated: 0, finish: None },
             sampling: Sampling::default(),
             constraint: None,
@@ -272,6 +276,10 @@ impl Session {
         sampling.check(vocab_len)?;
         if sampling.grammar.as_ref().is_some_and(|grammar| !self.model.owns(grammar)) {
             return Err(Error::argument("sampling: the grammar was made for another model"));
+        }
+        if sampling.prompt_lookup && self.model.backend().device() != Device::Cpu {
+            // A device's sums for one token differ from those for several.
+            return Err(Error::Unsupported("sampling: prompt lookup runs on the CPU only".into()));
         }
         let keeps = self.constraint.as_ref().is_some_and(|constraint| constraint.serves(sampling));
         let longest = self.model.tokenizer().map_or(0, Tokenizer::longest_token);
@@ -353,6 +361,7 @@ impl Session {
         self.tokens.extend_from_slice(more);
         self.logits_ready = false;
         self.pass = None;
+        self.lookup.clear();
         self.text.clear();
         let (prompt_start, prompt_end) = (self.cached, self.tokens.len());
         self.run = Run { start: Instant::now(), prompt_start, prompt_end, generated: 0, finish: None };
@@ -379,6 +388,7 @@ impl Session {
         }
         self.cached = cached;
         (self.logits_ready, self.pass) = (false, None);
+        self.lookup.clear();
         // To be computed like a prompt, whose progress events tell.
         (self.run.prompt_start, self.run.prompt_end) = (cached, self.tokens.len());
         self.control.set_length(self.tokens.len());
@@ -523,13 +533,25 @@ impl Session {
             return Err(Error::State("no tokens: call prompt or append first".into()));
         }
         let start = Instant::now();
-        let fresh = || Interrupted { count: pending.min(self.pace.chunk()), ..Interrupted::default() };
-        let Interrupted { count, mut progress, ns } = self.pass.take().unwrap_or_else(fresh);
+        let counter = if self.cached < self.run.prompt_end { Counter::NsPrefill } else { Counter::NsDecode };
+        if !self.control.cancelled()
+            && let Some(row) = self.lookup.take_row()
+        {
+            self.logits_of_row(row)?;
+            self.control.add(counter, start.elapsed().as_nanos() as u64);
+            return Ok(true);
+        }
+        let Interrupted { count, mut progress, ns } = match self.pass.take() {
+            Some(pass) => pass,
+            None if self.draft()? => Interrupted { count: self.lookup.tokens().len(), ..Interrupted::default() },
+            None => Interrupted { count: pending.min(self.pace.chunk()), ..Interrupted::default() },
+        };
+        let drafts = !self.lookup.tokens().is_empty();
         let decode = count == 1 && self.cached >= self.run.prompt_end;
         let pass = Pass {
-            tokens: &self.tokens[self.cached..self.cached + count],
+            tokens: if drafts { self.lookup.tokens() } else { &self.tokens[self.cached..self.cached + count] },
             position: self.cached,
-            head: count == pending,
+            head: count == pending && !drafts,
             decode,
             paced: deadline.is_some(),
         };
@@ -541,9 +563,12 @@ impl Session {
             })?;
         if cancelled {
             self.control.clear_cancel();
+            self.lookup.clear();
             return Err(Error::Cancelled);
         }
-        let counter = if self.cached < self.run.prompt_end { Counter::NsPrefill } else { Counter::NsDecode };
+        if done && drafts {
+            self.logits_of_row(0)?;
+        }
         let elapsed = start.elapsed().as_nanos() as u64;
         self.control.add(counter, elapsed);
         let ns = ns + elapsed;
@@ -559,9 +584,13 @@ impl Session {
         } else {
             self.pace.prompt_took(count, ns)
         }
-        self.control.set(Counter::NextStepNs, self.pace.next_ns(pending - count));
-        self.cached += count;
-        self.logits_ready = count == pending;
+        self.control.set(Counter::NextStepNs, self.pace.next_ns(pending.saturating_sub(count)));
+        if drafts {
+            self.control.add(Counter::Drafted, count as u64 - 1);
+        } else {
+            self.cached += count;
+            self.logits_ready = count == pending;
+        }
         self.control.add(Counter::Steps, 1);
         Ok(true)
     }
@@ -601,6 +630,9 @@ impl Session {
             && !tokenizer.is_control(token)
         {
             stopped = self.text.push(tokenizer.token_bytes(token).unwrap_or_default())?;
+        }
+        if self.lookup.follow(token) {
+            self.control.add(Counter::Accepted, 1);
         }
         self.tokens.push(token); // The commit. Within capacity: there is room for context_len tokens.
         self.logits_ready = false;

@@ -169,6 +169,7 @@ impl Session {
         self.sampling = saved.sampling;
         self.text = text;
         self.constraint = constraint;
+        self.lookup.clear();
         self.alternatives = alternatives;
         self.control.start_run();
         self.control.set_length(self.tokens.len());
@@ -343,6 +344,7 @@ fn put_sampling(out: &mut Vec<u8>, sampling: &Sampling) {
         bias,
         stops,
         stop_tokens,
+        prompt_lookup,
         alternatives,
         grammar: _, // Not saved; where it began is.
         grammar_mode: _,
@@ -351,7 +353,9 @@ fn put_sampling(out: &mut Vec<u8>, sampling: &Sampling) {
         put_f32(out, *value);
     }
     out.extend_from_slice(&seed.to_le_bytes());
-    for value in [*top_k, *penalty_last_n, *max_tokens, usize::from(*ignore_eos), *alternatives] {
+    for value in
+        [*top_k, *penalty_last_n, *max_tokens, usize::from(*ignore_eos), usize::from(*prompt_lookup), *alternatives]
+    {
         put_u64(out, value);
     }
     put_list(out, bias, |out, (token, bias)| {
@@ -379,6 +383,7 @@ fn read_sampling(from: &mut Reader<'_>) -> Result<Sampling> {
     sampling.penalty_last_n = from.count()?;
     sampling.max_tokens = from.count()?;
     sampling.ignore_eos = from.count()? != 0;
+    sampling.prompt_lookup = from.count()? != 0;
     sampling.alternatives = from.count()?;
     let pair = |bytes: &[u8; 8]| {
         let [a, b, c, d, e, f, g, h] = *bytes;

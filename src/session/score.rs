@@ -50,6 +50,7 @@ impl Session {
 
     fn score_into(&mut self, tokens: &[u32], scored: &mut Scored) -> Result<()> {
         self.forward(None)?;
+        self.lookup.clear(); // Its pass is not the last one any more.
         let log_sum_exp = self.sequence.log_sum_exp();
         scored.logits.clear();
         scored.logits.extend_from_slice(self.sequence.logits()?);

@@ -134,6 +134,31 @@ static void free_text_until_a_trigger(void) {
     edgellm_grammar_free(g);
 }
 
+static void lookup_changes_nothing(void) {
+    edgellm_session *plain = session(model, 256, 0), *looking = session(model, 256, 0);
+    edgellm_sampling sampling;
+    edgellm_stats stats;
+    edgellm_token prompt[64], a[MAX], b[MAX];
+    size_t n = tokens_of(model, "hello hello hello hello hello hello", prompt, 64), count;
+    edgellm_sampling_init(&sampling);
+    sampling.max_tokens = 120;
+    sampling.ignore_eos = 1;
+    STATUS(EDGELLM_OK, edgellm_session_sampling(plain, &sampling));
+    sampling.flags = EDGELLM_SAMPLING_PROMPT_LOOKUP;
+    STATUS(EDGELLM_OK, edgellm_session_sampling(looking, &sampling));
+    STATUS(EDGELLM_OK, edgellm_session_prompt(plain, prompt, n, NULL));
+    STATUS(EDGELLM_OK, edgellm_session_prompt(looking, prompt, n, NULL));
+    count = run(plain, a, MAX);
+    CHECK(run(looking, b, MAX) == count && !memcmp(a, b, count * sizeof *a));
+    stats.struct_size = sizeof stats;
+    STATUS(EDGELLM_OK, edgellm_session_stats(looking, &stats, 0));
+    CHECK(stats.tokens_accepted <= stats.tokens_drafted);
+    STATUS(EDGELLM_OK, edgellm_session_stats(plain, &stats, 0));
+    CHECK(stats.tokens_drafted == 0);
+    edgellm_session_free(plain);
+    edgellm_session_free(looking);
+}
+
 static void misuse(const char *path) {
     edgellm_grammar *g = grammar(EDGELLM_GRAMMAR_REGEX, "a+"), *out = NULL;
     edgellm_model *second = load(path);
@@ -168,6 +193,7 @@ int main(int argc, char **argv) {
     valid_whatever_the_seed();
     own_samplers_are_held_to_it();
     free_text_until_a_trigger();
+    lookup_changes_nothing();
     misuse(argv[1]);
     edgellm_free(model);
     return 0;

@@ -328,7 +328,7 @@ static void sampling(void) {
     }
     BAD("temperature", bad.temperature = -1.0f);
     BAD("top_k", bad.top_k = -1);
-    BAD("flag", bad.flags = 1);
+    BAD("flag", bad.flags = 2);
     BAD("bias", bad.n_bias = 1);
     BAD("n_bias", bad.n_bias = HUGE_LEN);
     BAD("stops", bad.n_stops = 1);
