@@ -1,47 +1,134 @@
 // Attention of one token over the positions so far. The positions are split among thread blocks, as the sequence's
-// length alone says; the last block of a line (a kv head, or a part of its query heads) merges what all have found.
+// length alone says; what the blocks of a line (a kv head, or a part of its query heads) find is merged: first within
+// a cluster of blocks, where there are such (sm_90), then by the last block of the line to arrive.
 //
-// A block goes over its split in chunks, with a running maximum per head: scores (a few lanes share a position),
-// weights (a warp has a head), weighted sums (a thread has two values of a head's 4 query heads). Positions before this
-// token's are in the cache from earlier launches: their first chunk is read before pdl_wait().
+// A warp goes over 16 positions at a time, with a running maximum of its own for each query head: scores^T = keys *
+// q^T, sums^T += values^T * weights^T, so that eight query heads are a tensor core's whole width. q and the weights go in as two
+// halves of 11 bits each, which is as good as f32 beside keys and values of 11 bits. Positions before this token's are
+// in the cache from earlier launches: a block's first ones are on their way to shared memory before pdl_wait().
 #pragma once
-#include "common.cuh"
+#include "mma.cuh"
+
+#if __CUDA_ARCH__ >= 900
+#define ATTENTION_CLUSTER __cluster_dims__(8, 1, 1)
+const u32 CLUSTER = 8; // thread blocks that merge among themselves
+#else
+#define ATTENTION_CLUSTER
+const u32 CLUSTER = 1;
+#endif
 
 template <u32 DIM>
 struct Attend {
-    static const u32 LANES = DIM / 8; // share a position, eight values each
-    static const u32 PER_LOAD = 32 / LANES; // positions that a warp reads at once
-    static const u32 LOADS = 4; // of these on their way
-    static const u32 WARPS = ATTENTION_THREADS / 32;
-    static const u32 PER_WARP = LOADS * PER_LOAD;
-    static const u32 CHUNK = WARPS * PER_WARP; // positions
-    static const u32 PAIRS = DIM / 2; // of values, in a head
-    static const u32 TEAMS = ATTENTION_THREADS / PAIRS; // share the positions of a chunk
-    static const u32 PER_TEAM = CHUNK / TEAMS; // 16
     static const u32 HEADS = ATTENTION_HEADS;
-    static const u32 SLOTS = (HEADS + 2) * PAIRS; // pairs of the query heads, the key, the value
-    static const u32 ROUNDS = (SLOTS + ATTENTION_THREADS - 1) / ATTENTION_THREADS;
+    static const u32 WARPS = attention_threads(DIM) / 32, THREADS = 32 * WARPS;
+    static const u32 CHUNK = 16 * WARPS; // positions
+#if __CUDA_ARCH__ >= 800
+    static const u32 STAGES = 2;
+#else
+    static const u32 STAGES = 1;
+#endif
+    static const u32 ROW = (DIM + 8) * 2; // bytes of a row of keys or values: ldmatrix finds 8 in different banks
+    static const u32 SLOT = 2 * 16 * ROW; // keys, then values of 16 positions
+    static const u32 PAIRS = DIM / 2, EACH = (PAIRS + 31) / 32; // of values, in a head; those of a lane
+    static const u32 VECTORS = (HEADS + 2 + WARPS - 1) / WARPS; // of query heads, the key and the value: a warp's
+    static const u32 QUARTERS = DIM / 4;
+    static const u32 SUMS = DIM + 4; // floats of a head in a warp's results: no two lanes write to the same bank
 
     struct alignas(16) Shared {
-        float q[HEADS][DIM];
-        u16 key[DIM], value[DIM]; // this token's
-        float squares[ROUNDS][WARPS];
-        float scores[HEADS][CHUNK];
-        float weights[CHUNK][HEADS];
-        float rescale[HEADS];
-        float max[HEADS], total[HEADS];
-        float sums[TEAMS][HEADS][DIM];
-        float shares[ATTENTION_THREADS][4]; // the merge's
-        float share_max[8][HEADS], share_total[8][HEADS];
+        u16 q[2][HEADS][DIM + 8]; // upper and lower halves
+        u16 own[2][DIM]; // this token's key and value
+        float max[WARPS][HEADS], total[WARPS][HEADS];
+        float sums[HEADS][DIM]; // the block's
+        float block_max[HEADS], block_total[HEADS];
         u32 last;
     };
 };
 
-// Positions of a split: whole chunks. Two chunks in one block take less than a merge.
-__device__ __forceinline__ u32 split_length(u32 positions, u32 splits, u32 chunk) {
-    if (positions <= 2 * chunk) return 2 * chunk;
-    u32 even = (positions + splits - 1) / splits;
-    return (even + chunk - 1) / chunk * chunk;
+// Positions of a split: whole chunks of 64. One block alone, and then one cluster, as long as that takes less time than
+// a merge of what several find.
+__device__ __forceinline__ u32 split_length(u32 positions, u32 splits) {
+    const u32 alone = 128, in_cluster = 2048;
+    if (positions <= alone) return alone;
+    const u32 parts = CLUSTER > 1 && positions <= in_cluster ? CLUSTER : splits;
+    const u32 even = (positions + parts - 1) / parts;
+    return CLUSTER > 1 ? (even + 63) / 64 * 64 : (even + 127) / 128 * 128;
+}
+
+// ---- what a cluster needs ----
+
+#if __CUDA_ARCH__ >= 900
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.aligned;" ::: "memory"); }
+// The same, for reads only: nothing written has to be visible.
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+#if __CUDACC_VER_MAJOR__ >= 12
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+#else
+    cluster_arrive();
+#endif
+}
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
+// The same place in the shared memory of block `rank`.
+__device__ __forceinline__ u32 of_block(u32 address, u32 rank) {
+    u32 out;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(out) : "r"(address), "r"(rank));
+    return out;
+}
+__device__ __forceinline__ float4 cluster4(u32 address) {
+    float4 out;
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(out.x), "=f"(out.y), "=f"(out.z), "=f"(out.w)
+                 : "r"(address)
+                 : "memory");
+    return out;
+}
+__device__ __forceinline__ float cluster1(u32 address) {
+    float out;
+    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(out) : "r"(address) : "memory");
+    return out;
+}
+#endif
+
+// An 8 x 8 matrix of halves, the other way round.
+__device__ __forceinline__ u32 transposed(u32 x) {
+    u32 out;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(x));
+    return out;
+}
+
+// Results of several parts of the positions, one after another: the running maximum, total and four sums.
+struct Merge {
+    float max, total;
+    float4 sum;
+    __device__ __forceinline__ Merge() {
+        max = __uint_as_float(0xff800000); // minus infinity
+        total = 0, sum = make_float4(0, 0, 0, 0);
+    }
+    __device__ __forceinline__ void add(float other_max, float other_total, float4 other) {
+        const float most = fmaxf(max, other_max);
+        // A part with no position yet has no weight, whatever 2^(-inf + inf) would be.
+        const float mine = max == most ? 1.0f : exp2_approx(max - most);
+        const float its = other_max == most ? 1.0f : exp2_approx(other_max - most);
+        max = most, total = fmaf(total, mine, other_total * its);
+        sum.x = fmaf(sum.x, mine, other.x * its), sum.y = fmaf(sum.y, mine, other.y * its);
+        sum.z = fmaf(sum.z, mine, other.z * its), sum.w = fmaf(sum.w, mine, other.w * its);
+    }
+    __device__ __forceinline__ float4 mean() const {
+        const float inverse = __fdividef(1.0f, total);
+        return make_float4(sum.x * inverse, sum.y * inverse, sum.z * inverse, sum.w * inverse);
+    }
+};
+
+// Whether this block is the last of `count` to come here; then it sees what all of them have written.
+__device__ __forceinline__ bool arrived_last(u32* counter, u32 count, u32& shared_last) {
+    // What the block has written is before its first thread's fence, and that is before its count.
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        shared_last = atomicAdd(counter, 1) == count - 1;
+        __threadfence();
+    }
+    __syncthreads();
+    return shared_last;
 }
 
 template <u32 DIM>
@@ -49,304 +136,290 @@ __device__ __forceinline__ void attend(const Attention& p) {
     typedef Attend<DIM> A;
     const u32 HEADS = A::HEADS;
     __shared__ typename A::Shared s;
+    extern __shared__ uint4 slots[]; // attention_bytes(DIM)
     pdl_launch(); // The position comes from memory, and what depends on it too.
-    const u32 tid = threadIdx.x, warp = tid / 32, lane = tid % 32;
+    const u32 tid = threadIdx.x, warp = tid / 32, lane = tid % 32, matrix = lane / 8;
     const u32 group = p.query_heads / p.kv_heads, parts = (group + HEADS - 1) / HEADS;
     const u32 line = blockIdx.y, kv_head = line / parts, first_head = kv_head * group + line % parts * HEADS;
     const u32 heads = min_u32(HEADS, (kv_head + 1) * group - first_head);
     // The host does not change these within a token, and decode_embed waits for the one before.
     const u32 position = p.state->position;
     if (position >= p.context) return;
-    const u32 length = split_length(position + 1, gridDim.x, A::CHUNK);
+    const u32 length = split_length(position + 1, gridDim.x);
     const u32 start = blockIdx.x * length, end = min_u32(start + length, position + 1);
     if (start >= end) return;
     const u32 active = (position + length) / length; // blocks of this line that come this far
     const bool own = end == position + 1; // this token's key and value are mine to make
 
-    const u64 cache = (u64)kv_head * p.context * p.head_dim;
-    const u32 part = lane % A::LANES * 8; // the lane's eight values of a key
-    const u32 pair = tid % A::PAIRS * 2, team = tid / A::PAIRS;
-    uint4 keys[A::LOADS];
-    u32 values[A::PER_TEAM];
-    auto key_position = [&](u32 chunk, u32 u) {
-        return chunk + warp * A::PER_WARP + u * A::PER_LOAD + lane / A::LANES;
-    };
-    auto load_keys = [&](u32 chunk) {
+    // The warp's positions are 16 of each chunk.
+    const u64 cache = (u64)kv_head * p.context * DIM;
+    const u32 slot = shared_address(slots) + warp * (A::STAGES * A::SLOT);
+    auto load = [&](u32 chunk, u32 at) {
+        if (chunk >= end) return copy_commit();
 #pragma unroll
-        for (u32 u = 0; u < A::LOADS; u++) {
-            u32 at = key_position(chunk, u);
-            keys[u] = make_uint4(0, 0, 0, 0);
-            if (at < end && at < position && part < p.head_dim)
-                keys[u] = load_u32x4(p.keys + cache + (u64)at * p.head_dim + part);
+        for (u32 i = 0; i < (16 * DIM / 8 + 31) / 32; i++) {
+            const u32 piece = i * 32 + lane, row = piece / (DIM / 8), part = piece % (DIM / 8);
+            const u32 where = chunk + warp * 16 + row;
+            const bool valid = where < end && where < position;
+            const u64 from = valid ? cache + (u64)where * DIM + part * 8 : cache;
+            copy_16(at + row * A::ROW + part * 16, p.keys + from, valid);
+            copy_16(at + (16 + row) * A::ROW + part * 16, p.values + from, valid);
         }
+        copy_commit();
     };
-    auto load_values = [&](u32 chunk) {
-#pragma unroll
-        for (u32 j = 0; j < A::PER_TEAM; j++) {
-            u32 at = chunk + team + j * A::TEAMS;
-            values[j] = 0;
-            if (at < end && at < position && pair < p.head_dim)
-                values[j] = load_u32((const u32*)(p.values + cache + (u64)at * p.head_dim + pair));
-        }
-    };
-    load_keys(start);
-    load_values(start);
-    if (start + A::CHUNK < end) { // The chunks after the first one come from L2 then.
-        const u64 from = cache + (u64)(start + A::CHUNK) * p.head_dim;
-        const u32 count = (end - start - A::CHUNK) * p.head_dim;
-        for (u32 i = tid * 64; i < count; i += ATTENTION_THREADS * 64)
-            prefetch(p.keys + from + i), prefetch(p.values + from + i);
-    }
+#pragma unroll 1
+    for (u32 i = 0; i < A::STAGES; i++) load(start + i * A::CHUNK, slot + i * A::SLOT);
 
-    // This token's vectors: round by round a thread has a pair of a query head (0..HEADS), the key or the value.
-    float2 turn[A::ROUNDS];
-    float2 norm[A::ROUNDS];
-    u32 low[A::ROUNDS], high[A::ROUNDS];
+    // This token's vectors: a warp has some of the query heads, the key, the value; a lane pairs of them.
+    float2 turn[A::EACH], q_norm[A::EACH], k_norm[A::EACH];
+    u32 low[A::EACH], high[A::EACH];
 #pragma unroll
-    for (u32 r = 0; r < A::ROUNDS; r++) {
-        u32 slot = r * ATTENTION_THREADS + tid, vector = slot / A::PAIRS, i = slot % A::PAIRS;
-        bool rotated = i < p.pairs && vector <= HEADS;
-        low[r] = rotated && !p.adjacent ? i : 2 * i;
-        high[r] = rotated && !p.adjacent ? i + p.pairs : 2 * i + 1;
-        turn[r] = make_float2(1, 0), norm[r] = make_float2(1, 1);
-        if (rotated) turn[r] = __ldg(p.rope + (u64)position * p.pairs + i);
-        const float* weights = vector < HEADS ? p.q_norm : p.k_norm;
-        if (weights && vector <= HEADS && 2 * i < p.head_dim)
-            norm[r] = make_float2(__ldg(weights + low[r]), __ldg(weights + high[r]));
+    for (u32 j = 0; j < A::EACH; j++) {
+        const u32 i = lane + 32 * j;
+        const bool rotated = i < p.pairs, there = i < A::PAIRS;
+        low[j] = rotated && !p.adjacent ? i : 2 * i;
+        high[j] = rotated && !p.adjacent ? i + p.pairs : 2 * i + 1;
+        turn[j] = make_float2(1, 0), q_norm[j] = k_norm[j] = make_float2(1, 1);
+        if (rotated) turn[j] = __ldg(p.rope + (u64)position * p.pairs + i);
+        if (p.q_norm && there) q_norm[j] = make_float2(__ldg(p.q_norm + low[j]), __ldg(p.q_norm + high[j]));
+        if (p.k_norm && there) k_norm[j] = make_float2(__ldg(p.k_norm + low[j]), __ldg(p.k_norm + high[j]));
     }
     pdl_wait();
-    float2 x[A::ROUNDS];
+    float2 x[A::VECTORS][A::EACH];
 #pragma unroll
-    for (u32 r = 0; r < A::ROUNDS; r++) {
-        u32 slot = r * ATTENTION_THREADS + tid, vector = slot / A::PAIRS, i = slot % A::PAIRS;
-        x[r] = make_float2(0, 0);
-        const float* from = vector < HEADS ? p.q + (first_head + vector) * p.head_dim
-                                           : (vector == HEADS ? p.k : p.v) + kv_head * p.head_dim;
-        bool there = vector < HEADS ? vector < heads : vector < HEADS + 2 && own;
-        if (there && 2 * i < p.head_dim) x[r] = make_float2(load1(from + low[r]), load1(from + high[r]));
-    }
-    if (p.q_norm || p.k_norm) {
-        const u32 SHARE = (A::PAIRS + 31) / 32; // warps of a vector
+    for (u32 n = 0; n < A::VECTORS; n++) {
+        const u32 vector = n * A::WARPS + warp;
+        const float* from = vector < HEADS ? p.q + (first_head + vector) * DIM
+                                           : (vector == HEADS ? p.k : p.v) + kv_head * DIM;
+        const bool there = vector < HEADS ? vector < heads : vector < HEADS + 2 && own;
 #pragma unroll
-        for (u32 r = 0; r < A::ROUNDS; r++) {
-            float squares = warp_sum(x[r].x * x[r].x + x[r].y * x[r].y);
-            if (lane == 0) s.squares[r][warp] = squares;
-        }
-        __syncthreads();
-#pragma unroll
-        for (u32 r = 0; r < A::ROUNDS; r++) {
-            u32 vector = (r * ATTENTION_THREADS + tid) / A::PAIRS;
-            float squares = 0;
-            for (u32 w = 0; w < SHARE; w++) squares += s.squares[r][warp / SHARE * SHARE + w];
-            if (vector < HEADS ? p.q_norm != 0 : vector == HEADS && p.k_norm) {
-                float factor = 1.0f / sqrtf(squares / (float)p.head_dim + p.epsilon);
-                x[r].x *= factor * norm[r].x, x[r].y *= factor * norm[r].y;
-            }
+        for (u32 j = 0; j < A::EACH; j++) {
+            x[n][j] = make_float2(0, 0);
+            if (there && lane + 32 * j < A::PAIRS) x[n][j] = make_float2(load1(from + low[j]), load1(from + high[j]));
         }
     }
     // Scores are powers of two: log2(e) / sqrt(head_dim) goes into the query.
-    const float scale = 1.4426950408889634f / sqrtf((float)p.head_dim);
+    const float scale = 1.4426950408889634f / sqrtf((float)DIM);
 #pragma unroll
-    for (u32 r = 0; r < A::ROUNDS; r++) {
-        u32 slot = r * ATTENTION_THREADS + tid, vector = slot / A::PAIRS, i = slot % A::PAIRS;
-        float a = x[r].x * turn[r].x - x[r].y * turn[r].y, b = x[r].x * turn[r].y + x[r].y * turn[r].x;
-        if (vector < HEADS) {
-            bool there = 2 * i < p.head_dim; // `low` and `high` are within the head then, and else behind it
-            u32 at = there ? low[r] : 2 * i, after = there ? high[r] : 2 * i + 1;
-            s.q[vector][at] = a * scale, s.q[vector][after] = b * scale;
-        } else if (vector < HEADS + 2 && own && 2 * i < p.head_dim) {
-            u16 first = to_half(a), second = to_half(b);
-            u16* here = vector == HEADS ? s.key : s.value;
-            here[low[r]] = first, here[high[r]] = second;
-            if (line % parts == 0) {
-                u16* to = (vector == HEADS ? p.keys : p.values) + cache + (u64)position * p.head_dim;
-                to[low[r]] = first, to[high[r]] = second;
+    for (u32 n = 0; n < A::VECTORS; n++) {
+        const u32 vector = n * A::WARPS + warp;
+        const bool query = vector < HEADS;
+        float factor = 1;
+        if (query ? p.q_norm != 0 : vector == HEADS && p.k_norm) {
+            float squares = 0;
+#pragma unroll
+            for (u32 j = 0; j < A::EACH; j++) squares += x[n][j].x * x[n][j].x + x[n][j].y * x[n][j].y;
+            factor = 1.0f / sqrtf(warp_sum(squares) / (float)DIM + p.epsilon);
+        }
+#pragma unroll
+        for (u32 j = 0; j < A::EACH; j++) {
+            if (lane + 32 * j >= A::PAIRS) continue;
+            float2 v = x[n][j], t = turn[j], norm = query ? q_norm[j] : k_norm[j];
+            if (vector <= HEADS) v.x *= factor * norm.x, v.y *= factor * norm.y; // without a norm: 1
+            float2 r = make_float2(v.x * t.x - v.y * t.y, v.x * t.y + v.y * t.x);
+            if (query) {
+                r.x *= scale, r.y *= scale;
+                const u16 a = to_half(r.x), b = to_half(r.y);
+                s.q[0][vector][low[j]] = a, s.q[0][vector][high[j]] = b;
+                s.q[1][vector][low[j]] = to_half(r.x - half_low(a));
+                s.q[1][vector][high[j]] = to_half(r.y - half_low(b));
+            } else if (vector < HEADS + 2 && own) {
+                if (vector > HEADS) r = v;
+                const u16 a = to_half(r.x), b = to_half(r.y);
+                u16* here = s.own[vector - HEADS];
+                here[low[j]] = a, here[high[j]] = b;
+                if (line % parts == 0) {
+                    u16* to = (vector == HEADS ? p.keys : p.values) + cache + (u64)position * DIM;
+                    to[low[j]] = a, to[high[j]] = b;
+                }
             }
         }
     }
     __syncthreads();
-
-    float q[HEADS][8];
-#pragma unroll
-    for (u32 h = 0; h < HEADS; h++)
-#pragma unroll
-        for (u32 i = 0; i < 8; i++) q[h][i] = part < p.head_dim ? s.q[h][part + i] : 0.0f;
 
     const float NONE = __uint_as_float(0xff800000);
-    float max = NONE, total = 0; // of head `warp`; total: the lane's share
-    float2 sums[HEADS];
+    float max[2] = {NONE, NONE}, total[2] = {0, 0}; // of heads 2 (lane % 4) and + 1; total: the lane's share
+    float sums[DIM / 16][4];
 #pragma unroll
-    for (u32 h = 0; h < HEADS; h++) sums[h] = make_float2(0, 0);
-
+    for (u32 t = 0; t < DIM / 16; t++)
+#pragma unroll
+        for (u32 e = 0; e < 4; e++) sums[t][e] = 0;
+    const u32 q_row = shared_address(s.q[matrix / 2][lane % 8]) + matrix % 2 * 16;
+    u32 at = slot;
+#pragma unroll 1
     for (u32 chunk = start; chunk < end; chunk += A::CHUNK) {
-        float score[A::LOADS * HEADS];
-#pragma unroll
-        for (u32 u = 0; u < A::LOADS; u++) {
-            u32 at = key_position(chunk, u);
-            uint4 key = keys[u];
-            if (own && at == position && part < p.head_dim) key = *(const uint4*)(s.key + part);
-            float k[8] = {half_low(key.x), half_high(key.x), half_low(key.y), half_high(key.y),
-                          half_low(key.z), half_high(key.z), half_low(key.w), half_high(key.w)};
-#pragma unroll
-            for (u32 h = 0; h < HEADS; h++) {
-                float sum = q[h][0] * k[0];
-#pragma unroll
-                for (u32 i = 1; i < 8; i++) sum = fmaf(q[h][i], k[i], sum);
-                score[u * HEADS + h] = sum;
+        const u32 first = chunk + warp * 16;
+        copy_wait<A::STAGES - 1>();
+        __syncwarp();
+        if (own && position - first < 16) {
+            for (u32 i = lane; i < DIM / 4; i += 32) {
+                const u32 which = i / (DIM / 8), part = i % (DIM / 8);
+                const uint4 v = *(const uint4*)&s.own[which][part * 8];
+                asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(
+                                 at + (which * 16 + position - first) * A::ROW + part * 16),
+                             "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+                             : "memory");
             }
+            __syncwarp();
         }
-        if (chunk + A::CHUNK < end) load_keys(chunk + A::CHUNK);
-        // Sums over the lanes of a position. A lane gives half of its scores away each time, so that each is summed
-        // once; what is left is score number `index` (and the next one, with 8 lanes).
-        u32 index = 0;
-        constexpr u32 LEFT = A::LANES == 8 ? 2 : 1;
+        float scores[4] = {0, 0, 0, 0}, lower[4] = {0, 0, 0, 0};
+        const u32 key = at + (matrix % 2 * 8 + lane % 8) * A::ROW + matrix / 2 * 16;
 #pragma unroll
-        for (u32 have = A::LOADS * HEADS, mask = A::LANES / 2; mask > 0; mask /= 2) {
-            if (have > 1) {
-                bool upper = lane & mask;
-                have /= 2;
-                index += upper ? have : 0;
-#pragma unroll
-                for (u32 i = 0; i < A::LOADS * HEADS / 2; i++) {
-                    if (i >= have) break;
-                    float keep = upper ? score[i + have] : score[i], give = upper ? score[i] : score[i + have];
-                    score[i] = keep + shuffle_xor(give, mask);
-                }
-            } else {
-                score[0] += shuffle_xor(score[0], mask);
-            }
+        for (u32 k = 0; k < DIM / 16; k++) {
+            u32 a[4], b[4];
+            load_matrices(a, key + k * 32);
+            load_matrices(b, q_row + k * 32);
+            mma(scores, a, b[0], b[1]);
+            mma(lower, a, b[2], b[3]);
         }
-        if (A::LANES < 32 || lane % 2 == 0) {
 #pragma unroll
-            for (u32 i = 0; i < LEFT; i++) {
-                u32 u = (index + i) / HEADS, at = key_position(chunk, u);
-                s.scores[(index + i) % HEADS][at - chunk] = at < end ? score[i] : NONE;
-            }
+        for (u32 e = 0; e < 4; e++) {
+            scores[e] += lower[e];
+            if (first + e / 2 * 8 + lane / 4 >= end) scores[e] = NONE;
         }
-        __syncthreads();
-        if (warp < HEADS) {
-            float mine[A::CHUNK / 32], largest = max;
+        u32 weights[2][2]; // upper and lower halves; of the first and the last 8 positions
+        float correction[2], w[4];
 #pragma unroll
-            for (u32 i = 0; i < A::CHUNK / 32; i++) {
-                mine[i] = s.scores[warp][i * 32 + lane];
-                largest = fmaxf(largest, mine[i]);
-            }
-            largest = warp_max(largest);
-            float rescale = exp2_approx(max - largest);
-            total *= rescale, max = largest;
-#pragma unroll
-            for (u32 i = 0; i < A::CHUNK / 32; i++) {
-                float weight = exp2_approx(mine[i] - largest);
-                total += weight;
-                s.weights[i * 32 + lane][warp] = weight;
-            }
-            if (lane == 0) s.rescale[warp] = rescale;
+        for (u32 h = 0; h < 2; h++) {
+            float most = fmaxf(scores[h], scores[2 + h]);
+            most = fmaxf(most, shuffle_xor(most, 4));
+            most = fmaxf(most, shuffle_xor(most, 8));
+            most = fmaxf(most, shuffle_xor(most, 16));
+            most = fmaxf(most, max[h]);
+            const float zero = most == NONE ? 0 : most; // nothing seen yet: weights are 0
+            correction[h] = exp2_approx(max[h] - zero), max[h] = most;
+            w[h] = exp2_approx(scores[h] - zero), w[2 + h] = exp2_approx(scores[2 + h] - zero);
+            total[h] = fmaf(total[h], correction[h], w[h] + w[2 + h]);
         }
-        __syncthreads();
 #pragma unroll
-        for (u32 h = 0; h < HEADS; h++) sums[h].x *= s.rescale[h], sums[h].y *= s.rescale[h];
-#pragma unroll
-        for (u32 j = 0; j < A::PER_TEAM; j++) {
-            u32 in_chunk = team + j * A::TEAMS;
-            u32 value = values[j];
-            if (own && chunk + in_chunk == position && pair < p.head_dim) value = *(const u32*)(s.value + pair);
-            float a = half_low(value), b = half_high(value);
-            float4 w = *(const float4*)s.weights[in_chunk];
-            sums[0].x = fmaf(w.x, a, sums[0].x), sums[0].y = fmaf(w.x, b, sums[0].y);
-            sums[1].x = fmaf(w.y, a, sums[1].x), sums[1].y = fmaf(w.y, b, sums[1].y);
-            sums[2].x = fmaf(w.z, a, sums[2].x), sums[2].y = fmaf(w.z, b, sums[2].y);
-            sums[3].x = fmaf(w.w, a, sums[3].x), sums[3].y = fmaf(w.w, b, sums[3].y);
+        for (u32 i = 0; i < 2; i++) {
+            const u32 upper = pack(w[2 * i], w[2 * i + 1]);
+            weights[0][i] = transposed(upper);
+            weights[1][i] = transposed(pack(w[2 * i] - half_low(upper), w[2 * i + 1] - half_high(upper)));
         }
-        if (chunk + A::CHUNK < end) load_values(chunk + A::CHUNK);
+        const u32 value = at + (16 + matrix / 2 * 8 + lane % 8) * A::ROW + matrix % 2 * 16;
+#pragma unroll
+        for (u32 t = 0; t < DIM / 16; t++) {
+            sums[t][0] *= correction[0], sums[t][1] *= correction[1];
+            sums[t][2] *= correction[0], sums[t][3] *= correction[1];
+            u32 a[4];
+            load_matrices_transposed(a, value + t * 32);
+            mma(sums[t], a, weights[0][0], weights[0][1]);
+            mma(sums[t], a, weights[1][0], weights[1][1]);
+        }
+        __syncwarp();
+        load(chunk + A::STAGES * A::CHUNK, at);
+        if (A::STAGES > 1) at = 2 * slot + A::SLOT - at;
     }
 
-    if (warp < HEADS) {
-        total = warp_sum(total);
-        if (lane == 0) s.max[warp] = max, s.total[warp] = total;
+    // The warps' results, each where its positions were, and then all of them together.
+    copy_wait<0>();
+    __syncwarp();
+    float* mine = (float*)slots + warp * (A::STAGES * A::SLOT / 4); // (HEADS, SUMS)
+#pragma unroll
+    for (u32 t = 0; t < DIM / 16; t++)
+#pragma unroll
+        for (u32 e = 0; e < 4; e++)
+            mine[(lane % 4 * 2 + e % 2) * A::SUMS + t * 16 + e / 2 * 8 + lane / 4] = sums[t][e];
+#pragma unroll
+    for (u32 h = 0; h < 2; h++) {
+        total[h] += shuffle_xor(total[h], 4);
+        total[h] += shuffle_xor(total[h], 8);
+        total[h] += shuffle_xor(total[h], 16);
+        if (lane < 4) s.max[warp][lane * 2 + h] = max[h], s.total[warp][lane * 2 + h] = total[h];
     }
-#pragma unroll
-    for (u32 h = 0; h < HEADS; h++) *(float2*)&s.sums[team][h][pair] = sums[h];
     __syncthreads();
-    float2* all_max_total = (float2*)(p.partials + (u64)gridDim.x * p.query_heads * p.head_dim);
-    for (u32 slot = tid; slot < heads * A::PAIRS; slot += ATTENTION_THREADS) {
-        u32 h = slot / A::PAIRS, at = slot % A::PAIRS * 2, head = first_head + h;
-        if (at >= p.head_dim) continue;
-        float2 sum = *(const float2*)&s.sums[0][h][at];
-#pragma unroll
-        for (u32 t = 1; t < A::TEAMS; t++) {
-            float2 more = *(const float2*)&s.sums[t][h][at];
-            sum.x += more.x, sum.y += more.y;
+    // What part number `part` of `count` has found goes to the place of their merge; of the last one to `attended`.
+    const u32 clusters = (active + CLUSTER - 1) / CLUSTER;
+    float2* max_total = (float2*)(p.partials + (u64)gridDim.x * p.query_heads * DIM);
+    auto finish = [&](const Merge& all, u32 h, u32 quarter, bool last) {
+        const u32 head = first_head + h;
+        if (last) {
+            *(float4*)(p.attended + head * DIM + quarter * 4) = all.mean();
+            return;
         }
-        if (active == 1) {
-            *(float2*)(p.attended + head * p.head_dim + at) = make_float2(sum.x / s.total[h], sum.y / s.total[h]);
+        const u32 row = blockIdx.x / CLUSTER * p.query_heads + head;
+        *(float4*)(p.partials + (u64)row * DIM + quarter * 4) = all.sum;
+        if (quarter == 0) max_total[row] = make_float2(all.max, all.total);
+    };
+    const u32 of_cluster = min_u32(active - blockIdx.x / CLUSTER * CLUSTER, CLUSTER); // active blocks in mine
+#pragma unroll 1
+    for (u32 i = tid; i < heads * A::QUARTERS; i += A::THREADS) {
+        const u32 h = i / A::QUARTERS, quarter = i % A::QUARTERS;
+        Merge all;
+#pragma unroll
+        for (u32 w = 0; w < A::WARPS; w++)
+            all.add(s.max[w][h], s.total[w][h],
+                    *(const float4*)((float*)slots + w * (A::STAGES * A::SLOT / 4) + h * A::SUMS + quarter * 4));
+        if (of_cluster == 1) {
+            finish(all, h, quarter, clusters == 1);
         } else {
-            const u32 row = blockIdx.x * p.query_heads + head;
-            *(float2*)(p.partials + (u64)row * p.head_dim + at) = sum;
-            if (at == 0) all_max_total[row] = make_float2(s.max[h], s.total[h]);
+            *(float4*)&s.sums[h][quarter * 4] = all.sum;
+            if (quarter == 0) s.block_max[h] = all.max, s.block_total[h] = all.total;
         }
     }
-    if (active == 1) return;
-    // What the block has written is before its first thread's fence, and that is before its count.
-    __syncthreads();
-    if (tid == 0) {
-        __threadfence();
-        s.last = atomicAdd(p.counters + line, 1) == active - 1;
-        __threadfence();
-    }
-    __syncthreads();
-    if (!s.last) return;
-    if (tid == 0) p.counters[line] = 0;
-    // A thread has four values of a head, and every `shares`-th split.
-    const u32 quarter = p.head_dim / 4, columns = heads * quarter, shares = min_u32(ATTENTION_THREADS / columns, 8);
-    const u32 share = tid / columns, column = tid % columns, h = column / quarter, in_head = column % quarter * 4;
-    if (share < shares) {
-        const u32 AHEAD = 16; // results that are asked for at once
-        float largest = NONE, all = 0;
-        float4 sum = make_float4(0, 0, 0, 0);
-        for (u32 from = share; from < active; from += AHEAD * shares) {
-            float4 found[AHEAD];
-            float2 max_total[AHEAD];
+#if __CUDA_ARCH__ >= 900
+    if (of_cluster > 1) {
+        cluster_arrive();
+        cluster_wait();
+        const u32 rank = blockIdx.x % CLUSTER;
+#pragma unroll 1
+        for (u32 i = rank * A::THREADS + tid; i < heads * A::QUARTERS; i += of_cluster * A::THREADS) {
+            const u32 h = i / A::QUARTERS, quarter = i % A::QUARTERS;
+            float4 found[CLUSTER];
+            float maxes[CLUSTER], totals[CLUSTER];
 #pragma unroll
-            for (u32 i = 0; i < AHEAD; i++) {
-                const u32 split = from + i * shares, row = split * p.query_heads + first_head + h;
-                found[i] = make_float4(0, 0, 0, 0), max_total[i] = make_float2(NONE, 0);
-                if (split < active)
-                    found[i] = load4(p.partials + (u64)row * p.head_dim + in_head),
-                    max_total[i] = load2(all_max_total + row);
+            for (u32 b = 0; b < CLUSTER; b++) {
+                const u32 from = min_u32(b, of_cluster - 1);
+                maxes[b] = cluster1(of_block(shared_address(&s.block_max[h]), from));
+                totals[b] = cluster1(of_block(shared_address(&s.block_total[h]), from));
+                found[b] = cluster4(of_block(shared_address(&s.sums[h][quarter * 4]), from));
             }
-            const float before = largest;
+            Merge all;
 #pragma unroll
-            for (u32 i = 0; i < AHEAD; i++) largest = fmaxf(largest, max_total[i].x);
-            const float rescale = exp2_approx(before - largest);
-            sum.x *= rescale, sum.y *= rescale, sum.z *= rescale, sum.w *= rescale, all *= rescale;
+            for (u32 b = 0; b < CLUSTER; b++)
+                if (b < of_cluster) all.add(maxes[b], totals[b], found[b]);
+            finish(all, h, quarter, clusters == 1);
+        }
+        cluster_arrive_relaxed(); // Nobody's shared memory goes while others read it: they wait at their end.
+    }
+#endif
+    if (clusters > 1 && arrived_last(p.counters + line, active, s.last)) {
+        if (tid == 0) p.counters[line] = 0;
+#pragma unroll 1
+        for (u32 i = tid; i < heads * A::QUARTERS; i += A::THREADS) {
+            const u32 h = i / A::QUARTERS, quarter = i % A::QUARTERS;
+            const u32 AHEAD = 8; // results that are asked for at once
+            Merge all;
+#pragma unroll 1
+            for (u32 from = 0; from < clusters; from += AHEAD) {
+                float4 found[AHEAD];
+                float2 theirs[AHEAD];
 #pragma unroll
-            for (u32 i = 0; i < AHEAD; i++) {
-                const float weight = exp2_approx(max_total[i].x - largest);
-                all = fmaf(weight, max_total[i].y, all);
-                sum.x = fmaf(weight, found[i].x, sum.x), sum.y = fmaf(weight, found[i].y, sum.y);
-                sum.z = fmaf(weight, found[i].z, sum.z), sum.w = fmaf(weight, found[i].w, sum.w);
+                for (u32 n = 0; n < AHEAD; n++) {
+                    const u32 row = (from + n) * p.query_heads + first_head + h;
+                    found[n] = make_float4(0, 0, 0, 0), theirs[n] = make_float2(NONE, 0);
+                    if (from + n < clusters)
+                        found[n] = load4(p.partials + (u64)row * DIM + quarter * 4), theirs[n] = load2(max_total + row);
+                }
+#pragma unroll
+                for (u32 n = 0; n < AHEAD; n++) all.add(theirs[n].x, theirs[n].y, found[n]);
             }
+            finish(all, h, quarter, true);
         }
-        *(float4*)s.shares[tid] = sum;
-        if (in_head == 0) s.share_max[share][h] = largest, s.share_total[share][h] = all;
     }
-    __syncthreads();
-    if (tid < columns) {
-        float largest = NONE, all = 0;
-        for (u32 i = 0; i < shares; i++) largest = fmaxf(largest, s.share_max[i][h]);
-        float4 sum = make_float4(0, 0, 0, 0);
-        for (u32 i = 0; i < shares; i++) {
-            const float weight = exp2_approx(s.share_max[i][h] - largest);
-            const float4 more = *(const float4*)s.shares[i * columns + tid];
-            all = fmaf(weight, s.share_total[i][h], all);
-            sum.x = fmaf(weight, more.x, sum.x), sum.y = fmaf(weight, more.y, sum.y);
-            sum.z = fmaf(weight, more.z, sum.z), sum.w = fmaf(weight, more.w, sum.w);
-        }
-        *(float4*)(p.attended + (first_head + h) * p.head_dim + in_head) =
-            make_float4(sum.x / all, sum.y / all, sum.z / all, sum.w / all);
-    }
+#if __CUDA_ARCH__ >= 900
+    if (of_cluster > 1) cluster_wait();
+#endif
 }
 
-extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, 2) decode_attention64(Attention p) { attend<64>(p); }
-extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, 2) decode_attention128(Attention p) { attend<128>(p); }
-extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, 2) decode_attention256(Attention p) { attend<256>(p); }
+#define ATTENTION(DIM)                                                                                       \
+    extern "C" __global__ void ATTENTION_CLUSTER __launch_bounds__(attention_threads(DIM)) \
+        decode_attention_##DIM(Attention p) {                                                                \
+        attend<DIM>(p);                                                                                      \
+    }
+ATTENTION(64)
+ATTENTION(80)
+ATTENTION(96)
+ATTENTION(128)
+ATTENTION(256)

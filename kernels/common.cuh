@@ -49,10 +49,12 @@ struct Quantized {
     float2* groups; // (columns / 32): scale, scale * sum of codes
 };
 
-// decode_project1, decode_project2 (tiles that a thread block takes at a time)
+// decode_project_F for matrices of format F (q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q5_k, q6_k, tq2_0, and `ternary`: with
+// one scale), decode_project_mixed for matrices of several formats
 //   y = [y +] matrix[i] * rms_norm(x) + bias, outputs of the matrices one after another.
-//   threads: project_threads(columns). blocks: any number from `matrices`; most useful: sum of ceil(rows_i / 8) or
-//   ceil(rows_i / 16), and at most what is resident at once. dynamic shared memory: activation_bytes(columns).
+//   threads: project_threads(columns). blocks: any number from `matrices`; most useful: sum of
+//   ceil(rows_i / PROJECT_ROWS), and at most what is resident at once. dynamic shared memory: vector_bytes(columns,
+//   PROJECT_TILES, the largest slot_bytes(format), capability).
 struct Project {
     const float* x; // (columns), NULL when `quantized` is given
     Quantized quantized; // the input already quantized: norm is NULL, no matrix is ternary
@@ -66,10 +68,10 @@ struct Project {
 };
 static_assert(sizeof(Project) == 248, "as in Rust");
 
-// decode_gate_up; decode_gate_up_mixed where the formats differ, or only one has `scales`: activation(gate *
+// decode_gate_up_F; decode_gate_up_mixed where the formats differ, or only one has `scales`: activation(gate *
 // rms_norm(x)) * (up * rms_norm(x)).
 //   threads: project_threads(columns). blocks: any number from 1; most useful: rows / 32 and at most what is resident
-//   at once. dynamic shared memory: ring_bytes(columns, capability). rows % 32 == 0.
+//   at once. dynamic shared memory: vector_bytes(columns, 8 tiles, ...), mixed: 1 tile. rows % 32 == 0.
 struct GateUp {
     const float* x; // (columns)
     const float* norm; // (columns) or NULL
@@ -81,10 +83,10 @@ struct GateUp {
 };
 static_assert(sizeof(GateUp) == 176, "as in Rust");
 
-// decode_attention64, decode_attention128, decode_attention256 (the number: the largest head_dim)
+// decode_attention_D for a head_dim of D = 64, 80, 96, 128, 256
 //   q/k norm, RoPE, this token's key and value into the cache, attention over positions 0..=state.position.
-//   threads: 256. blocks: (splits, kv_heads * parts), parts = ceil(query_heads / kv_heads / ATTENTION_HEADS).
-//   no dynamic shared memory. splits: attention_splits(kv_heads * parts).
+//   threads: attention_threads(D). blocks: (splits, kv_heads * parts), parts = ceil(query_heads / kv_heads /
+//   ATTENTION_HEADS); splits: attention_splits(kv_heads * parts). dynamic shared memory: attention_bytes(D, capability).
 struct Attention {
     const State* state;
     const float* q; // (query_heads, head_dim)
@@ -114,9 +116,9 @@ struct Partial {
     u32 unused;
 };
 
-// decode_head: logits = matrix * rms_norm(x), and the partials.
+// decode_head_F: logits = matrix * rms_norm(x), and the partials.
 //   threads: project_threads(columns). blocks: any number from 1; most useful: ceil(rows / HEAD_ROWS), at most what is
-//   resident at once. dynamic shared memory: ring_bytes(columns, capability).
+//   resident at once. dynamic shared memory: vector_bytes(columns, 8 tiles, ...).
 struct Head {
     const float* x; // (columns)
     const float* norm; // (columns) or NULL
@@ -129,22 +131,18 @@ struct Head {
 static_assert(sizeof(Head) == 104, "as in Rust");
 
 const u32 HEAD_ROWS = 64; // rows of a partial
-const u32 ATTENTION_HEADS = 4; // query heads that a thread block of attention takes
-const u32 ATTENTION_THREADS = 256;
+const u32 ATTENTION_HEADS = 8; // query heads that a thread block of attention takes
 const u32 PROJECT_WARPS = 12; // the most warps that share the columns
-// Weights on their way wait in registers, those of decode_gate_up and decode_head in shared memory where cp.async can
-// put them there. BLOCKS: thread blocks that a multiprocessor should have registers for.
-#if __CUDA_ARCH__ >= 900
+const u32 PROJECT_TILES = 2, PROJECT_ROWS = 8 * PROJECT_TILES; // of a unit of decode_project
+// Weights on their way wait in shared memory where cp.async can put them there, else in registers. PROJECT_BLOCKS:
+// thread blocks that a multiprocessor should have registers for, of a kernel and of those that follow it.
+#if __CUDA_ARCH__ >= 800
 #define SHARED_RINGS 1
-const u32 PROJECT_BLOCKS = 2, RINGS_BLOCKS = 2;
-#elif __CUDA_ARCH__ >= 800
-#define SHARED_RINGS 1
-const u32 PROJECT_BLOCKS = 1, RINGS_BLOCKS = 2;
+const u32 PROJECT_BLOCKS = __CUDA_ARCH__ >= 900 ? 3 : 2;
 #else
 #define SHARED_RINGS 0
-const u32 PROJECT_BLOCKS = 1, RINGS_BLOCKS = 1;
+const u32 PROJECT_BLOCKS = 1;
 #endif
-const u32 RING_BYTES = 8 * 576; // of a warp: weights on their way, where they go to shared memory
 const u32 FINISH_THREADS = 512;
 
 // The host's side of a launch, in C for the check program; src/backend/cuda has the same in Rust.
@@ -157,17 +155,40 @@ inline __host__ __device__ u32 project_threads(u32 columns) {
 }
 // int8 codes and two floats a group, in whole steps.
 inline __host__ __device__ u32 activation_bytes(u32 columns) { return (columns + 127) / 128 * 160; }
-// Dynamic shared memory of decode_gate_up and decode_head in a module for this compute capability (75, 80, ...);
-// decode_project1, decode_project2 and decode_gate_up_mixed need activation_bytes only. The functions' attribute for it
-// has to be raised, and their carveout set to the most shared memory: of all decode kernels, attention's too, since a
-// multiprocessor that is divided otherwise has to run empty before it takes them.
-inline __host__ __device__ u32 ring_bytes(u32 columns, u32 capability) {
-    return activation_bytes(columns) + (capability >= 80 ? project_threads(columns) / 32 * RING_BYTES : 0);
+// Pieces of weights (a tile's step) that a warp asks for at once, of R tiles; batches of them in its ring.
+inline __host__ __device__ constexpr u32 batch_pieces(u32 r) { return r < 4 ? r : 4; }
+// Bytes of a piece, by format; TERNARY_ONE is 36.
+inline __host__ __device__ constexpr u32 slot_bytes(u32 format) {
+    return format == Q4_0 ? 576
+           : format == Q4_1 || format == Q4_K ? 640
+           : format == Q5_0 ? 704
+           : format == Q5_1 || format == Q5_K ? 768
+           : format == Q8_0 ? 1088
+           : format == Q6_K ? 848
+           : format == TERNARY ? 272
+                               : 256;
 }
-// Splits of a sequence, at the most: with `lines` = kv_heads * parts about 256 thread blocks.
+inline __host__ __device__ constexpr u32 ring_batches(u32 r) { return r < 4 ? 6 : 4; } // at the most
+// Dynamic shared memory of kernels that take R tiles at a time, in a module for this compute capability (75, 80, ...);
+// `batches`: of a ring, ring_batches(R) or (R = 8, and most useful for decode_gate_up) 2; `alone`: no thread block has more than
+// one unit. The functions' attribute for it has to be raised, and their carveout
+// set to the most shared memory: of all decode kernels, attention's too, since a multiprocessor that is divided
+// otherwise has to run empty before it takes them.
+inline __host__ __device__ u32 vector_bytes(u32 columns, u32 r, u32 batches, u32 format, u32 capability, bool alone) {
+    u32 warps = project_threads(columns) / 32, pieces = batch_pieces(r);
+    u32 all = ((columns + 127) / 128 + warps - 1) / warps * (r / pieces); // batches of a unit
+    if (alone && all < batches) batches = all;
+    return activation_bytes(columns) + (capability >= 80 ? warps * batches * pieces * slot_bytes(format) : 0);
+}
+inline __host__ __device__ constexpr u32 attention_threads(u32 head_dim) { return head_dim < 256 ? 128 : 64; }
+// Keys and values on their way: of 16 positions a warp, twice where copies are asynchronous.
+inline __host__ __device__ u32 attention_bytes(u32 head_dim, u32 capability) {
+    return attention_threads(head_dim) / 32 * (capability >= 80 ? 2 : 1) * 2 * 16 * (head_dim + 8) * 2;
+}
+// Splits of a sequence, at the most, for `lines` = kv_heads * parts: whole clusters of 8 (sm_90).
 inline __host__ __device__ u32 attention_splits(u32 lines) {
-    u32 splits = 256 / lines;
-    return splits < 8 ? 8 : splits > 64 ? 64 : splits;
+    u32 splits = 256 / lines / 8 * 8;
+    return splits < 8 ? 8 : splits > 128 ? 128 : splits;
 }
 
 // The other kernels of decode.cu:
@@ -178,7 +199,7 @@ inline __host__ __device__ u32 attention_splits(u32 lines) {
 //   decode_finish(State* state, State* mailbox, const Partial* partials, u32 count)
 //     threads FINISH_THREADS, blocks 1. mailbox: mapped host memory or NULL.
 // Every parameter structure is passed by value: decode_project1(Project), decode_gate_up(GateUp),
-// decode_attention128(Attention), decode_head(Head). Planes, shared outputs and partials are aligned to 16 bytes.
+// decode_attention_128(Attention), decode_head(Head). Planes, shared outputs and partials are aligned to 16 bytes.
 
 // ---- device functions ----
 

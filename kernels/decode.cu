@@ -74,42 +74,69 @@ __device__ __forceinline__ u32 units_of(u32 rows) {
     return (rows + 8 * R - 1) / (8 * R);
 }
 
-// The units `unit`, `unit + stride`, ... of one matrix.
-template <u32 FORMAT, u32 R, u32 DEPTH>
-__device__ __forceinline__ void project_matrix(Exchange<R>& exchange, const Project& p, u32 m, float* y, u32 unit,
-                                               u32 stride) {
+// Every kernel of one format is an entry of its own: the code of the others would cost registers, and time to be
+// fetched.
+#define FOR_FORMATS(ENTRY) \
+    ENTRY(q4_0, Q4_0)      \
+    ENTRY(q4_1, Q4_1)      \
+    ENTRY(q5_0, Q5_0)      \
+    ENTRY(q5_1, Q5_1)      \
+    ENTRY(q8_0, Q8_0)      \
+    ENTRY(q4_k, Q4_K)      \
+    ENTRY(q5_k, Q5_K)      \
+    ENTRY(q6_k, Q6_K)      \
+    ENTRY(tq2_0, TERNARY)  \
+    ENTRY(ternary, TERNARY_ONE)
+
+// Some units of one matrix.
+template <u32 FORMAT>
+__device__ __forceinline__ void project_matrix(Exchange<PROJECT_TILES>& exchange, const Project& p, u32 m, float* y,
+                                               const Units& units) {
+    const u32 R = PROJECT_TILES;
     const Matrix& w = p.matrix[m];
+    u32 unit = units.unit;
+    if (unit >= units.units) return; // more blocks than units
     Lane l;
-    const u32 units = units_of<R>(w.rows);
-    if (unit >= units) return; // more blocks than units
     Activations x(shared, w.columns);
     Quantization q = {p.x, p.norm, p.quantized, w.columns, is_ternary(FORMAT), p.epsilon};
-    Stream<FORMAT, R, DEPTH, false> stream(w.columns, l);
-    stream.fill(w, w, unit, true, l);
-    if (w.bias && threadIdx.x == 0) prefetch(w.bias + unit * (R * 8));
-    prefetch_norm(p.norm, w.columns);
+    Stream<FORMAT, R, false> stream(w, w, w.columns, units, l);
+    stream.fill(l);
+    const NormAhead norm(p.norm, w.columns);
+    // The outputs of unit number `done` are a lane's of warp `done % 4`.
+    auto writes = [&](u32 unit, u32 done) {
+        return l.warp == done % 4 && l.lane < R * 8 && unit * (R * 8) + l.lane < w.rows;
+    };
+    auto bias_of = [&](u32 unit, u32 done) {
+        return w.bias && writes(unit, done) ? __ldg(w.bias + unit * (R * 8) + l.lane) : 0.0f;
+    };
+    auto before_of = [&](u32 unit, u32 done) {
+        return p.add && writes(unit, done) ? load1(y + unit * (R * 8) + l.lane) : 0.0f;
+    };
+    float bias = bias_of(unit, 0);
     pdl_wait();
-    float factor = quantize_input(q, shared, exchange);
+    float before = before_of(unit, 0);
+    float factor = quantize_input(q, norm, shared, exchange);
 #pragma unroll 1
-    for (u32 done = 0; unit < units; unit += stride, done++) {
-        u32 row = unit * (R * 8) + l.lane;
-        bool writes = l.warp == done % 4 && l.lane < R * 8 && row < w.rows;
-        float bias = 0, before = 0;
-        if (writes && w.bias) bias = __ldg(w.bias + row);
-        if (writes && p.add) before = load1(y + row);
+    for (u32 done = 0; unit < units.units; done++) {
+        const u32 next = unit + units.stride;
         float sums[R];
-        stream.run(sums, w, w, unit, unit + stride, unit + stride < units, l, x);
+        stream.run(sums, l, x);
         store_sums<R>(sums, exchange.sums[done % 2][l.warp], l);
-        float all = writes ? factor * late_factor(q, exchange) * w.scale : 0;
+        const bool mine = writes(unit, done);
+        float all = mine ? factor * late_factor(q, exchange) * w.scale : 0;
         __syncthreads();
-        if (writes) y[row] = before + fmaf(row_sum(exchange, done % 2, l.lane, l.warps), all, bias);
+        if (mine)
+            y[unit * (R * 8) + l.lane] = before + fmaf(row_sum(exchange, done % 2, l.lane, l.warps), all, bias);
+        if (next < units.units) bias = bias_of(next, done + 1), before = before_of(next, done + 1);
+        unit = next;
     }
 }
 
-// The blocks are shared out among the matrices by their units; each has one block at least.
-template <u32 R, u32 DEPTH>
-__device__ __forceinline__ void project(const Project& p) {
-    __shared__ Exchange<R> exchange;
+// The blocks are shared out among the matrices by their units; each has one block at least. Calls `call` with the
+// number of this block's matrix, where its outputs go, and its units.
+template <typename Call>
+__device__ __forceinline__ void project(const Project& p, Call call) {
+    const u32 R = PROJECT_TILES;
     u32 total = 0, m = 0, first = 0, before = 0, rows = 0;
     for (u32 i = 0; i < p.matrices; i++) total += units_of<R>(p.matrix[i].rows);
     u32 end = gridDim.x; // of the blocks of matrix m
@@ -124,18 +151,24 @@ __device__ __forceinline__ void project(const Project& p) {
         }
     }
     for (u32 i = 0; i < m; i++) rows += p.matrix[i].rows;
-    const Matrix& w = p.matrix[m];
-    u32 unit = blockIdx.x - first;
-#define PROJECT(F) project_matrix<F, R, DEPTH>(exchange, p, m, p.y + rows, unit, end - first)
-    FOR_FORMAT(w, PROJECT)
-#undef PROJECT
+    call(m, p.y + rows, Units{blockIdx.x - first, end - first, units_of<R>(p.matrix[m].rows)});
 }
 
-extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, PROJECT_BLOCKS) decode_project1(Project p) {
-    project<1, 6>(p);
-}
-extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, PROJECT_BLOCKS) decode_project2(Project p) {
-    project<2, 3>(p);
+#define PROJECT(NAME, F)                                                                                          \
+    extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, PROJECT_BLOCKS) decode_project_##NAME(Project p) { \
+        __shared__ Exchange<PROJECT_TILES> exchange;                                                              \
+        project(p, [&](u32 m, float* y, Units units) { project_matrix<F>(exchange, p, m, y, units); });           \
+    }
+FOR_FORMATS(PROJECT)
+
+// Matrices of different formats.
+extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, 1) decode_project_mixed(Project p) {
+    __shared__ Exchange<PROJECT_TILES> exchange;
+    project(p, [&](u32 m, float* y, Units units) {
+#define MIXED(F) project_matrix<F>(exchange, p, m, y, units)
+        FOR_FORMAT(p.matrix[m], MIXED)
+#undef MIXED
+    });
 }
 
 // ---- gate and up ----
@@ -159,22 +192,20 @@ __device__ __forceinline__ void store_group(const Quantized& out, u32 group, flo
     if (lane == 0) out.groups[group] = make_float2(scale, scale * (float)sum);
 }
 
-// Four tiles of each matrix go together: 32 outputs. `products(unit, next, out)` puts a warp's share of their sums
-// there.
+// Four tiles of each matrix go together: 32 outputs. `products(unit, out)` puts a warp's share of their sums there.
 template <typename Fill, typename Products>
 __device__ __forceinline__ void gate_up_units(Exchange<8>& exchange, const GateUp& p, bool whole_row, const Lane& l,
                                               Fill fill, Products products) {
     const u32 count = p.gate.rows / 32;
     Quantization q = {p.x, p.norm, {0, 0}, p.gate.columns, whole_row, p.epsilon};
-    u32 unit = blockIdx.x;
-    fill(unit, unit < count);
-    prefetch_norm(p.norm, q.columns);
+    fill();
+    const NormAhead norm(p.norm, q.columns);
     pdl_wait();
-    float factor = quantize_input(q, shared, exchange);
+    float factor = quantize_input(q, norm, shared, exchange);
 #pragma unroll 1
-    for (u32 done = 0; unit < count; unit += gridDim.x, done++) {
+    for (u32 done = 0, unit = blockIdx.x; unit < count; unit += gridDim.x, done++) {
         bool writes = l.warp == done % 4;
-        products(unit, unit + gridDim.x, unit + gridDim.x < count, exchange.sums[done % 2][l.warp]);
+        products(unit, exchange.sums[done % 2][l.warp]);
         float all = writes ? factor * late_factor(q, exchange) : 0;
         __syncthreads();
         if (writes) {
@@ -195,47 +226,44 @@ template <u32 FORMAT>
 __device__ __forceinline__ void gate_up(Exchange<8>& exchange, const GateUp& p) {
     Lane l;
     Activations x(shared, p.gate.columns);
-    SharedStream<FORMAT, 8, 1, true> stream(p.gate.columns, l);
-    auto fill = [&](u32 unit, bool valid) { stream.fill(p.gate, p.up, unit, valid, l); };
-    auto products = [&](u32 unit, u32 next, bool next_valid, float* out) {
+    Stream<FORMAT, 8, true> stream(p.gate, p.up, p.gate.columns, Units{blockIdx.x, gridDim.x, p.gate.rows / 32}, l);
+    auto products = [&](u32, float* out) {
         float sums[8];
-        stream.run(sums, p.gate, p.up, unit, next, next_valid, l, x);
+        stream.run(sums, l, x);
         store_sums<8>(sums, out, l);
     };
-    gate_up_units(exchange, p, is_ternary(FORMAT), l, fill, products);
+    gate_up_units(exchange, p, is_ternary(FORMAT), l, [&]() { stream.fill(l); }, products);
 }
 
+#define GATE_UP(NAME, F)                                                                                         \
+    extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, PROJECT_BLOCKS) decode_gate_up_##NAME(GateUp p) { \
+        __shared__ Exchange<8> exchange;                                                                         \
+        gate_up<F>(exchange, p);                                                                                 \
+    }
+FOR_FORMATS(GATE_UP)
+
 // Two formats: tile after tile, and nothing is on its way meanwhile. If one is ternary, both get its input.
-__device__ __forceinline__ void gate_up_mixed(Exchange<8>& exchange, const GateUp& p) {
+extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, 1) decode_gate_up_mixed(GateUp p) {
+    __shared__ Exchange<8> exchange;
     Lane l;
     Activations x(shared, p.gate.columns);
-    auto products = [&](u32 unit, u32, bool, float* out) {
+    auto products = [&](u32 unit, float* out) {
 #pragma unroll 1
         for (u32 i = 0; i < 8; i++) {
             const Matrix w = i < 4 ? p.gate : p.up;
+            if (i == 4) __syncthreads(); // The other format's rings lie elsewhere: in what other warps may still read.
+            const u32 tile = unit * 4 + i % 4;
             float sums[1];
-#define MIXED(F)                                  \
-    Stream<F, 1, 1, false> stream(w.columns, l);  \
-    stream.fill(w, w, unit * 4 + i % 4, true, l); \
-    stream.run(sums, w, w, unit * 4 + i % 4, 0, false, l, x)
+#define MIXED(F)                                                          \
+    Stream<F, 1, false> stream(w, w, w.columns, Units{tile, 1, tile + 1}, l); \
+    stream.fill(l);                                                       \
+    stream.run(sums, l, x)
             FOR_FORMAT(w, MIXED)
 #undef MIXED
             store_sums<1>(sums, out + i * 8, l);
         }
     };
-    gate_up_units(exchange, p, p.gate.format == TERNARY || p.up.format == TERNARY, l, [](u32, bool) {}, products);
-}
-
-extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, RINGS_BLOCKS) decode_gate_up(GateUp p) {
-    __shared__ Exchange<8> exchange;
-#define GATE_UP(F) gate_up<F>(exchange, p)
-    FOR_FORMAT(p.gate, GATE_UP)
-#undef GATE_UP
-}
-
-extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32) decode_gate_up_mixed(GateUp p) {
-    __shared__ Exchange<8> exchange;
-    gate_up_mixed(exchange, p);
+    gate_up_units(exchange, p, p.gate.format == TERNARY || p.up.format == TERNARY, l, [] {}, products);
 }
 
 // ---- head ----
@@ -258,16 +286,15 @@ __device__ __forceinline__ void head(Exchange<8>& exchange, const Head& p) {
     const u32 units = units_of<8>(w.rows);
     Activations x(shared, w.columns);
     Quantization q = {p.x, p.norm, {0, 0}, w.columns, is_ternary(FORMAT), p.epsilon};
-    SharedStream<FORMAT, 8, 1, false> stream(w.columns, l);
-    u32 unit = blockIdx.x;
-    stream.fill(w, w, unit, unit < units, l);
-    prefetch_norm(p.norm, w.columns);
+    Stream<FORMAT, 8, false> stream(w, w, w.columns, Units{blockIdx.x, gridDim.x, units}, l);
+    stream.fill(l);
+    const NormAhead norm(p.norm, w.columns);
     pdl_wait();
-    float factor = quantize_input(q, shared, exchange);
+    float factor = quantize_input(q, norm, shared, exchange);
 #pragma unroll 1
-    for (u32 done = 0; unit < units; unit += gridDim.x, done++) {
+    for (u32 done = 0, unit = blockIdx.x; unit < units; unit += gridDim.x, done++) {
         float sums[8];
-        stream.run(sums, w, w, unit, unit + gridDim.x, unit + gridDim.x < units, l, x);
+        stream.run(sums, l, x);
         store_sums<8>(sums, exchange.sums[done % 2][l.warp], l);
         bool writes = l.warp == done % 4;
         float all = writes ? factor * late_factor(q, exchange) * w.scale : 0;
@@ -289,12 +316,12 @@ __device__ __forceinline__ void head(Exchange<8>& exchange, const Head& p) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, RINGS_BLOCKS) decode_head(Head p) {
-    __shared__ Exchange<8> exchange;
-#define HEAD(F) head<F>(exchange, p)
-    FOR_FORMAT(p.matrix, HEAD)
-#undef HEAD
-}
+#define HEAD(NAME, F)                                                                                       \
+    extern "C" __global__ void __launch_bounds__(PROJECT_WARPS * 32, PROJECT_BLOCKS) decode_head_##NAME(Head p) { \
+        __shared__ Exchange<8> exchange;                                                                    \
+        head<F>(exchange, p);                                                                               \
+    }
+FOR_FORMATS(HEAD)
 
 // ---- the end ----
 

@@ -104,12 +104,6 @@ struct Pool {
     }
 };
 
-static const struct {
-    const char* name;
-    u32 tiles;
-    void (*kernel)(Project);
-} BENCH_PROJECTS[] = {{"project1", 1, decode_project1}, {"project2", 2, decode_project2}};
-
 // One shape, over copies of the matrix that do not fit the cache.
 static void bench_shape(Bench& b, const Kind& kind, u32 rows, u32 columns, bool quantized_input) {
     size_t bytes = row_bytes(kind, columns) * rows;
@@ -128,7 +122,8 @@ static void bench_shape(Bench& b, const Kind& kind, u32 rows, u32 columns, bool 
     Device<float2> groups(std::max(rows, columns) / 32);
     CHECK(cudaMemset(codes.at, 3, codes.count));
     CHECK(cudaMemset(groups.at, 0, groups.count * 8));
-    const u32 threads = project_threads(columns), shared_bytes = bytes_here(columns);
+    const u32 threads = project_threads(columns);
+    const Entries kernels = entries(m[0]);
     printf("%-12s %6ux%-5u %7.2f MB:", kind.name, rows, columns, bytes * 1e-6);
     double best = 1e9;
     auto measure = [&](const char* name, const std::function<void(u32)>& f) {
@@ -143,34 +138,31 @@ static void bench_shape(Bench& b, const Kind& kind, u32 rows, u32 columns, bool 
         printf("  %s %.2f|%.2f", name, us[0], us[1]);
     };
     char name[64];
-    for (u32 per : {1u, 2u, 3u, 1000u}) {
-        u32 most = per * b.multiprocessors;
-        if (wide || head) {
-            u32 units = wide ? rows / 64 : (rows + 63) / 64, blocks = std::min(units, most);
-            if (per == 1000 && head) continue;
-            snprintf(name, sizeof name, "x%u", per);
-            measure(name, [&](u32 i) {
-                if (wide)
-                    b.launch(decode_gate_up, blocks, threads, shared_bytes, false,
-                             GateUp{x.device_x.at,
-                                    x.device_norm.at,
-                                    m[i],
-                                    second[i],
-                                    nullptr,
-                                    {codes.at, groups.at},
-                                    1e-6f,
-                                    0});
-                else
-                    b.launch(decode_head, blocks, threads, shared_bytes, false,
-                             Head{x.device_x.at, x.device_norm.at, m[i], y.at, partials.at, 1e-6f, 0});
-            });
-        } else if (per == 2 || per == 1000) {
-            for (auto& project : BENCH_PROJECTS) {
-                u32 units = (rows + 8 * project.tiles - 1) / (8 * project.tiles), blocks = std::min(units, most);
-                if (per == 1000 && units <= 2u * b.multiprocessors) continue;
-                snprintf(name, sizeof name, "R%u,x%u", project.tiles, per);
-                measure(name, [&](u32 i) {
-                    Project p = {quantized_input ? nullptr : x.device_x.at,
+    for (u32 per : {1u, 2u, 3u}) {
+        const u32 rows_each = wide || head ? 64 : PROJECT_ROWS, units = (rows + rows_each - 1) / rows_each;
+        const u32 blocks = std::min(units, per * b.multiprocessors);
+        if (per > 1 && blocks < per * b.multiprocessors && blocks <= (per - 1) * b.multiprocessors) continue;
+        const bool deep = head && per == 1; // as a model's head has it
+        const u32 bytes = deep ? bytes_here(columns, 8, kind.format, false, 4)
+                               : bytes_here(columns, wide || head ? 8 : PROJECT_TILES, kind.format, blocks == units);
+        snprintf(name, sizeof name, deep ? "deep x%u" : "x%u", per);
+        measure(name, [&](u32 i) {
+            if (wide)
+                b.launch(kernels.gate_up, blocks, threads, bytes, false,
+                         GateUp{x.device_x.at,
+                                x.device_norm.at,
+                                m[i],
+                                second[i],
+                                nullptr,
+                                {codes.at, groups.at},
+                                1e-6f,
+                                0});
+            else if (head)
+                b.launch(kernels.head, blocks, threads, bytes, false,
+                         Head{x.device_x.at, x.device_norm.at, m[i], y.at, partials.at, 1e-6f, 0});
+            else
+                b.launch(kernels.project, blocks, threads, bytes, false,
+                         Project{quantized_input ? nullptr : x.device_x.at,
                                  {codes.at, groups.at},
                                  quantized_input ? nullptr : x.device_norm.at,
                                  y.at,
@@ -178,11 +170,8 @@ static void bench_shape(Bench& b, const Kind& kind, u32 rows, u32 columns, bool 
                                  1,
                                  0,
                                  1e-6f,
-                                 0};
-                    b.launch(project.kernel, blocks, threads, activation_bytes(columns), false, p);
-                });
-            }
-        }
+                                 0});
+        });
     }
     printf("  best %.2f us %.0f GB/s %.0f%%\n", best, bytes / best * 1e-3, bytes / best * 1e-3 / b.read_rate * 100);
     fflush(stdout);
@@ -192,15 +181,14 @@ static void bench_shape(Bench& b, const Kind& kind, u32 rows, u32 columns, bool 
 struct Skeleton {
     static const u32 LAYERS = 28, HIDDEN = 1536, INNER = 8960, VOCAB = 151936, CONTEXT = 4224, DIM = 128, QUERY = 12,
                      KV = 2;
-    struct Choice { // tiles of a block (0, 1, 2: 1, 2, 4) and blocks a multiprocessor
-        u32 qkv, output, down, gate_up_blocks, head_blocks;
-        bool down_from_codes;
+    struct Choice { // blocks a multiprocessor at the most
+        u32 project, gate_up, head;
     };
     Bench& b;
     Pool pool{1100u << 20};
     std::vector<Matrix> q, k, v, output, gate, up, down;
     Matrix embedding;
-    Device<float> residual{HIDDEN}, norm{HIDDEN}, qkv{2048}, attended{HIDDEN}, activated{INNER}, logits{VOCAB},
+    Device<float> residual{HIDDEN}, norm{HIDDEN}, qkv{2048}, attended{HIDDEN}, logits{VOCAB},
         bias{2048};
     Device<float> partials;
     Device<u8> codes{INNER};
@@ -212,7 +200,7 @@ struct Skeleton {
     u32 parts = (QUERY / KV + ATTENTION_HEADS - 1) / ATTENTION_HEADS, lines = KV * parts,
         splits = attention_splits(lines);
 
-    explicit Skeleton(Bench& b) : b(b), partials((size_t)64 * QUERY * (DIM + 2)), counters(std::vector<u32>(64, 0)) {
+    explicit Skeleton(Bench& b) : b(b), partials((size_t)128 * QUERY * (DIM + 2)), counters(std::vector<u32>(64, 0)) {
         const Kind& kind = KINDS[0];
         embedding = pool.matrix(kind, VOCAB, HIDDEN);
         for (u32 i = 0; i < LAYERS; i++) {
@@ -232,21 +220,23 @@ struct Skeleton {
     double token(const Choice& c, u32 position, u32 skip = 0) {
         state.set({State{1, position, 0, 0, 0, 0}});
         const u32 many = b.multiprocessors;
-        auto project = [&](u32 choice, Project p, u32 columns, bool skipped) {
-            u32 units = 0, tiles = BENCH_PROJECTS[choice].tiles;
-            for (u32 i = 0; i < p.matrices; i++) units += (p.matrix[i].rows + 8 * tiles - 1) / (8 * tiles);
+        auto project = [&](const Project& p, u32 columns, bool skipped) {
+            u32 units = 0;
+            for (u32 i = 0; i < p.matrices; i++) units += (p.matrix[i].rows + PROJECT_ROWS - 1) / PROJECT_ROWS;
+            const u32 blocks = std::min(units, c.project * many);
             if (!skipped)
-                b.launch(BENCH_PROJECTS[choice].kernel, std::min(units, 2 * many), project_threads(columns),
-                         activation_bytes(columns), false, p);
+                b.launch(decode_project_q4_0, blocks, project_threads(columns),
+                         bytes_here(columns, PROJECT_TILES, Q4_0, blocks == units), false, p);
         };
         return b.graph([&] {
             if (skip != 7) b.launch(decode_embed, 1, 256, 0, true, (const State*)state.at, embedding, residual.at);
             for (u32 i = 0; i < LAYERS; i++) {
                 u16* keys = cache.at + (size_t)i * 2 * KV * CONTEXT * DIM;
-                project(c.qkv, Project{residual.at, {0, 0}, norm.at, qkv.at, {q[i], k[i], v[i]}, 3, 0, 1e-6f, 0},
+                project(Project{residual.at, {0, 0}, norm.at, qkv.at, {q[i], k[i], v[i]}, 3, 0, 1e-6f, 0},
                         HIDDEN, skip == 1);
                 if (skip != 2)
-                    b.launch(decode_attention128, dim3(splits, lines), ATTENTION_THREADS, 0, false,
+                    b.launch(decode_attention_128, dim3(splits, lines), attention_threads(DIM),
+                             attention_bytes(DIM, capability()), false,
                              Attention{state.at,
                                        qkv.at,
                                        qkv.at + 1536,
@@ -267,22 +257,20 @@ struct Skeleton {
                                        0,
                                        1e-6f,
                                        0});
-                project(c.output,
-                        Project{attended.at, {0, 0}, nullptr, residual.at, {output[i], {}, {}}, 1, 1, 1e-6f, 0}, 1536,
+                project(Project{attended.at, {0, 0}, nullptr, residual.at, {output[i], {}, {}}, 1, 1, 1e-6f, 0}, 1536,
                         skip == 3);
                 if (skip != 4)
-                    b.launch(decode_gate_up, std::min(INNER / 32, c.gate_up_blocks * many), project_threads(HIDDEN),
-                             bytes_here(HIDDEN), false,
+                    b.launch(decode_gate_up_q4_0, std::min(INNER / 32, c.gate_up * many), project_threads(HIDDEN),
+                             bytes_here(HIDDEN, 8, Q4_0), false,
                              GateUp{residual.at,
                                     norm.at,
                                     gate[i],
                                     up[i],
-                                    c.down_from_codes ? nullptr : activated.at,
+                                    nullptr,
                                     {codes.at, groups.at},
                                     1e-6f,
                                     0});
-                project(c.down,
-                        Project{c.down_from_codes ? nullptr : activated.at,
+                project(Project{nullptr,
                                 {codes.at, groups.at},
                                 nullptr,
                                 residual.at,
@@ -294,8 +282,8 @@ struct Skeleton {
                         INNER, skip == 5);
             }
             if (skip != 6)
-                b.launch(decode_head, std::min((VOCAB + 63) / 64, c.head_blocks * many), project_threads(HIDDEN),
-                         bytes_here(HIDDEN), false,
+                b.launch(decode_head_q4_0, std::min((VOCAB + 63) / 64, c.head * many), project_threads(HIDDEN),
+                         bytes_here(HIDDEN, 8, Q4_0, false, 4), false,
                          Head{residual.at, norm.at, embedding, logits.at, bests.at, 1e-6f, 0});
             if (skip != 8)
                 b.launch(decode_finish, 1, FINISH_THREADS, 0, false, state.at, (State*)nullptr,
@@ -312,14 +300,6 @@ static void run_bench() {
     b.multiprocessors = device.multiProcessorCount;
     printf("\n%s, %d multiprocessors, L2 %d MB; %u warps at the most share the columns\n", device.name,
            b.multiprocessors, device.l2CacheSize >> 20, PROJECT_WARPS);
-    for (auto& kernel : {std::make_pair((const void*)decode_project1, "project1"),
-                         {(const void*)decode_gate_up, "gate_up"},
-                         {(const void*)decode_head, "head"}}) {
-        int blocks;
-        CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel.first, project_threads(1536),
-                                                            bytes_here(1536)));
-        printf("%s: %d blocks a multiprocessor; ", kernel.second, blocks);
-    }
     {
         Pool pool(1u << 30);
         Device<u32> out(1);
@@ -330,8 +310,7 @@ static void run_bench() {
         printf("reading 1 GiB: %.0f GB/s\n", b.read_rate);
     }
     printf(
-        "us a launch in a chain, plain edges|programmatic edges; R: tiles of a block, x: blocks a multiprocessor at "
-        "the most\n");
+        "us a launch in a chain, plain edges|programmatic edges; x: blocks a multiprocessor at the most\n");
     const u32 SHAPES[][2] = {{1536, 1536}, {2048, 1536}, {17920, 1536}, {1536, 8960}, {151936, 1536}};
     for (auto& shape : SHAPES) bench_shape(b, KINDS[0], shape[0], shape[1], shape[1] == 8960);
     bench_shape(b, KINDS[0], 1536, 8960, false);
@@ -339,7 +318,7 @@ static void run_bench() {
         if (kind.format != Q4_0)
             bench_shape(b, kind, 1536, 8960, kind.format != TERNARY), bench_shape(b, kind, 17920, 1536, false);
     Skeleton s(b);
-    const Skeleton::Choice usual = {1, 0, 0, 2, 1, true};
+    const Skeleton::Choice usual = {1, 2, 1};
     printf("a token of 1.5B Q4_0, us (programmatic edges; without them):\n");
     for (u32 position : {0u, 1024u, 4096u}) {
         b.pdl = true;
@@ -354,13 +333,11 @@ static void run_bench() {
     for (u32 skip = 1; skip <= 8; skip++)
         printf("  %-12s %7.1f %7.1f %7.1f\n", NAMES[skip], all[0] - s.token(usual, 0, skip),
                all[1] - s.token(usual, 1024, skip), all[2] - s.token(usual, 4096, skip));
-    printf("choices, position 128 (usual: qkv R2, gate_up x2, head x1, down from codes):\n");
+    printf("choices, position 128 (usual: projections x1, gate and up x2, head x1):\n");
     auto choice = [&](const char* name, Skeleton::Choice c) { printf("  %s %.1f;", name, s.token(c, 128)); };
-    choice("usual", usual);
-    choice("qkv R1", {0, 0, 0, 2, 1, true}), choice("output R2", {1, 1, 0, 2, 1, true});
-    choice("gate_up x1", {1, 0, 0, 1, 1, true}), choice("gate_up x3", {1, 0, 0, 3, 1, true});
-    choice("head x2", {1, 0, 0, 2, 2, true}), choice("down from f32", {1, 0, 0, 2, 1, false});
-    for (u32 splits : {8u, 16u, 32u, 64u}) {
+    choice("usual", usual), choice("projections x2", {2, 2, 1});
+    choice("gate_up x1", {1, 1, 1}), choice("gate_up x3", {1, 3, 1}), choice("head x2", {1, 2, 2});
+    for (u32 splits : {8u, 16u, 32u, 64u, 128u}) {
         s.splits = splits;
         printf("\n  %u splits: %.1f at 128, %.1f at 1024, %.1f at 4096", splits, s.token(usual, 128),
                s.token(usual, 1024), s.token(usual, 4096));

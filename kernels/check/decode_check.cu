@@ -13,11 +13,6 @@ static void launch(void (*kernel)(P), dim3 blocks, u32 threads, u32 bytes, const
     CHECK(cudaDeviceSynchronize());
 }
 
-static const struct {
-    u32 tiles;
-    void (*kernel)(Project);
-} PROJECTS[] = {{1, decode_project1}, {2, decode_project2}};
-
 // One matrix in every way of launching it.
 static void check_project(const Kind& kind, u32 rows, u32 columns, double& w4a8) {
     TestMatrix m(kind, rows, columns, rows % 2 == 1);
@@ -32,16 +27,17 @@ static void check_project(const Kind& kind, u32 rows, u32 columns, double& w4a8)
     w4a8 = std::max(w4a8, sqrt(error / size));
     Device<float> y(rows + 8);
     std::vector<float> first, residual(rows + 8, 0.75f);
-    for (auto& project : PROJECTS) {
-        u32 units = (rows + 8 * project.tiles - 1) / (8 * project.tiles);
-        for (u32 blocks : {units, 1u, 3u, units + 5}) {
+    const u32 units = (rows + PROJECT_ROWS - 1) / PROJECT_ROWS;
+    for (auto kernel : {entries(m.matrix()).project, decode_project_mixed})
+        for (u32 blocks : {units, 1u, 3u, units + 5})
             for (u32 add : {0u, 1u}) {
                 Project p = {x.device_x.at, {0, 0}, x.device_norm.at, y.at, {m.matrix(), {}, {}}, 1, add, x.epsilon, 0};
                 if (add)
                     y.set(residual);
                 else
                     y.poison();
-                launch(project.kernel, blocks, project_threads(columns), bytes_here(columns), p);
+                u32 bytes = bytes_here(columns, PROJECT_TILES, kind.format, blocks >= units);
+                launch(kernel, blocks, project_threads(columns), bytes, p);
                 auto found = y.get();
                 for (u32 i = 0; i < rows; i++)
                     report.near(found[i], e.quantized[i] + 0.75 * add, e.size[i] + add, BOUND,
@@ -53,8 +49,6 @@ static void check_project(const Kind& kind, u32 rows, u32 columns, double& w4a8)
                 if (first.empty()) first = found;
                 report.claim(!memcmp(first.data(), found.data(), rows * 4), what + ": other bits in another launch");
             }
-        }
-    }
 }
 
 // q, k and v at once, in three formats; then the quantized form of the input.
@@ -64,26 +58,26 @@ static void check_three() {
     TestVector x(columns, true, false);
     Device<float> y(136 + 40 + 21);
     std::vector<float> first;
-    for (auto& project : PROJECTS)
-        for (u32 blocks : {3u, 4u, 7u, 25u, 40u}) {
-            Project p = {x.device_x.at, {0, 0}, x.device_norm.at, y.at, {q.matrix(), k.matrix(), v.matrix()}, 3, 0,
-                         x.epsilon,     0};
-            y.poison();
-            launch(project.kernel, blocks, project_threads(columns), bytes_here(columns), p);
-            auto found = y.get();
-            if (first.empty()) {
-                first = found;
-                u32 row = 0;
-                for (TestMatrix* m : {&q, &k, &v}) {
-                    Expected e = expect(*m, x);
-                    for (u32 i = 0; i < m->rows; i++, row++)
-                        report.near(found[row], e.quantized[i], e.size[i], BOUND,
-                                    "three matrices, row " + std::to_string(row));
-                }
+    for (u32 blocks : {3u, 4u, 7u, 14u, 40u}) {
+        Project p = {x.device_x.at, {0, 0}, x.device_norm.at, y.at, {q.matrix(), k.matrix(), v.matrix()}, 3, 0,
+                     x.epsilon,     0};
+        y.poison();
+        u32 bytes = bytes_here(columns, PROJECT_TILES, KINDS[7].format, blocks >= 14); // 9 + 3 + 2 units
+        launch(decode_project_mixed, blocks, project_threads(columns), bytes, p);
+        auto found = y.get();
+        if (first.empty()) {
+            first = found;
+            u32 row = 0;
+            for (TestMatrix* m : {&q, &k, &v}) {
+                Expected e = expect(*m, x);
+                for (u32 i = 0; i < m->rows; i++, row++)
+                    report.near(found[row], e.quantized[i], e.size[i], BOUND,
+                                "three matrices, row " + std::to_string(row));
             }
-            report.claim(!memcmp(first.data(), found.data(), found.size() * 4),
-                         "three matrices: other bits with " + std::to_string(blocks));
         }
+        report.claim(!memcmp(first.data(), found.data(), found.size() * 4),
+                     "three matrices: other bits with " + std::to_string(blocks));
+    }
 }
 
 static double act(u32 activation, double gate, double up) {
@@ -100,11 +94,16 @@ static void check_gate_up(const Kind& a, const Kind& b, u32 rows, u32 columns, u
     Device<float> out(rows);
     Device<u8> codes(rows);
     Device<float2> groups(rows / 32);
+    auto kernel = same ? entries(gate.matrix()).gate_up : decode_gate_up_mixed;
+    auto bytes = [&](u32 blocks) {
+        u32 format = slot_bytes(a.format) > slot_bytes(b.format) ? a.format : b.format;
+        return bytes_here(columns, same ? 8 : 1, format, blocks >= rows / 32);
+    };
     std::vector<float> first;
     for (u32 blocks : {rows / 32, 1u, 3u}) {
         GateUp p = {x.device_x.at, x.device_norm.at, gate.matrix(), up.matrix(), out.at, {0, 0}, x.epsilon, activation};
         out.poison();
-        launch(same ? decode_gate_up : decode_gate_up_mixed, blocks, project_threads(columns), bytes_here(columns), p);
+        launch(kernel, blocks, project_threads(columns), bytes(blocks), p);
         auto found = out.get();
         for (u32 i = 0; i < rows; i++) {
             double size = (1 + g.size[i]) * (fabs(u.quantized[i]) + u.size[i]) * (activation ? g.size[i] + 1 : 1);
@@ -115,7 +114,7 @@ static void check_gate_up(const Kind& a, const Kind& b, u32 rows, u32 columns, u
     }
     GateUp p = {x.device_x.at, x.device_norm.at,      gate.matrix(), up.matrix(),
                 nullptr,       {codes.at, groups.at}, x.epsilon,     activation};
-    launch(same ? decode_gate_up : decode_gate_up_mixed, 2, project_threads(columns), bytes_here(columns), p);
+    launch(kernel, 2, project_threads(columns), bytes(2), p);
     auto c = codes.get();
     auto gr = groups.get();
     for (u32 i = 0; i < rows; i++) {
@@ -131,8 +130,8 @@ static void check_gate_up(const Kind& a, const Kind& b, u32 rows, u32 columns, u
     Device<float> y(24), z(24);
     Project from_f32 = {out.at, {0, 0}, nullptr, y.at, {down.matrix(), {}, {}}, 1, 0, 0, 0}, from_codes = from_f32;
     from_codes.x = nullptr, from_codes.quantized = {codes.at, groups.at}, from_codes.y = z.at;
-    launch(decode_project1, 3, project_threads(rows), bytes_here(rows), from_f32);
-    launch(decode_project1, 3, project_threads(rows), bytes_here(rows), from_codes);
+    launch(decode_project_q4_0, 3, project_threads(rows), bytes_here(rows, PROJECT_TILES, Q4_0), from_f32);
+    launch(decode_project_q4_0, 3, project_threads(rows), bytes_here(rows, PROJECT_TILES, Q4_0), from_codes);
     auto yy = y.get(), zz = z.get();
     report.claim(yy[0] == yy[0] && !memcmp(yy.data(), zz.data(), 24 * 4),
                  what + ": quantized input differs from f32 input");
@@ -150,6 +149,7 @@ static void check_head(const Kind& kind, u32 rows, u32 columns) {
     std::vector<float> first;
     std::vector<State> first_state;
     for (u32 blocks : {count, 1u, 3u}) {
+        const u32 bytes = bytes_here(columns, 8, kind.format, blocks == count, blocks == 3 ? 4 : 2);
         for (u32 bad : {0u, 1u}) {
             if (bad) { // A NaN in the vector has to be reported.
                 auto x_bad = x.x;
@@ -161,7 +161,7 @@ static void check_head(const Kind& kind, u32 rows, u32 columns) {
             Head p = {x.device_x.at, x.device_norm.at, m.matrix(), logits.at, partials.at, x.epsilon, 0};
             logits.poison(), partials.poison(), mailbox.poison();
             state.set({State{7, 41, 0, 0, 0, 3}});
-            launch(decode_head, blocks, project_threads(columns), bytes_here(columns), p);
+            launch(entries(m.matrix()).head, blocks, project_threads(columns), bytes, p);
             decode_finish<<<1, FINISH_THREADS>>>(state.at, mailbox.at, partials.at, count);
             CHECK(cudaDeviceSynchronize());
             State s = state.get()[0], mail = mailbox.get()[0];
@@ -259,11 +259,10 @@ static void check_attention(const AttentionCase& c) {
                    c.adjacent,
                    1e-6f,
                    0};
-    auto kernel = hd <= 64 ? decode_attention64 : hd <= 128 ? decode_attention128 : decode_attention256;
     std::vector<float> first;
     for (int time = 0; time < 3; time++) {
         out.poison();
-        launch(kernel, dim3(splits, lines), ATTENTION_THREADS, 0, p);
+        launch(attention_kernel(hd), dim3(splits, lines), attention_threads(hd), attention_bytes(hd, capability()), p);
         auto found = out.get();
         report.claim(found[qw] != found[qw], std::string(what) + ": wrote behind its heads");
         found.resize(qw);
@@ -356,7 +355,7 @@ int main(int argc, char** argv) {
         check_head(KINDS[0], 10, 32), check_head(KINDS[0], 4096, 1536);
         check_embed(KINDS[0], 576), check_embed(KINDS[4], 96);
         section("embedding, head, end");
-        for (u32 position : {0u, 1u, 5u, 63u, 64u, 65u, 127u, 200u, 1000u, 4097u}) {
+        for (u32 position : {0u, 1u, 5u, 63u, 64u, 65u, 127u, 200u, 511u, 512u, 1000u, 4097u}) {
             check_attention({12, 2, 128, 64, 0, 0, position});
             check_attention({14, 2, 64, 32, 0, 0, position});
             check_attention({8, 8, 96, 48, 1, 0, position});
@@ -364,10 +363,10 @@ int main(int argc, char** argv) {
             check_attention({16, 8, 128, 64, 0, 1, position});
         }
         for (u32 position : {0u, 77u, 777u}) {
-            check_attention({4, 4, 16, 8, 1, 1, position});
+            check_attention({4, 4, 96, 8, 1, 1, position});
             check_attention({9, 3, 64, 16, 0, 0, position}), check_attention({9, 3, 64, 16, 1, 1, position});
-            check_attention({20, 2, 80, 40, 0, 1, position}), check_attention({16, 1, 112, 20, 0, 0, position});
-            check_attention({64, 1, 64, 0, 0, 0, position}), check_attention({3, 1, 144, 72, 0, 1, position});
+            check_attention({20, 2, 80, 40, 0, 1, position}), check_attention({16, 1, 128, 20, 0, 0, position});
+            check_attention({64, 1, 64, 0, 0, 0, position}), check_attention({3, 1, 256, 72, 0, 1, position});
         }
         check_attention({12, 2, 128, 64, 0, 0, 33000});
         section("attention");

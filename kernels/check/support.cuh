@@ -216,7 +216,7 @@ struct TestMatrix {
 // The codes, scales and factor that kernels make of a vector, for the reference to start from.
 __global__ void dump_input(Quantization q, u8* codes, float2* groups, float* factor) {
     __shared__ Exchange<1> exchange;
-    float all = quantize_input(q, shared, exchange) * late_factor(q, exchange);
+    float all = quantize_input(q, NormAhead(q.norm, q.columns), shared, exchange) * late_factor(q, exchange);
     u32 padded = (q.columns + 127) / 128 * 128;
     for (u32 i = threadIdx.x; i < q.columns; i += blockDim.x) codes[i] = ((const u8*)shared)[i];
     for (u32 i = threadIdx.x; i < q.columns / 32; i += blockDim.x)
@@ -224,28 +224,60 @@ __global__ void dump_input(Quantization q, u8* codes, float2* groups, float* fac
     if (threadIdx.x == 0) *factor = all;
 }
 
-// Dynamic shared memory on this device.
-static u32 bytes_here(u32 columns) {
-    static u32 capability = 0;
-    if (!capability) {
+// A format's kernels.
+struct Entries {
+    void (*project)(Project);
+    void (*gate_up)(GateUp);
+    void (*head)(Head);
+};
+static Entries entries(const Matrix& m) {
+    switch (m.scales ? m.format : TERNARY_ONE) {
+#define ENTRIES(NAME, F) \
+    case F: return {decode_project_##NAME, decode_gate_up_##NAME, decode_head_##NAME};
+        FOR_FORMATS(ENTRIES)
+    }
+    return {};
+}
+static void (*attention_kernel(u32 head_dim))(Attention) {
+    return head_dim == 64    ? decode_attention_64
+           : head_dim == 80  ? decode_attention_80
+           : head_dim == 96  ? decode_attention_96
+           : head_dim == 128 ? decode_attention_128
+                             : decode_attention_256;
+}
+static u32 capability() {
+    static u32 found = 0;
+    if (!found) {
         cudaDeviceProp device;
         CHECK(cudaGetDeviceProperties(&device, 0));
-        capability = device.major * 10 + device.minor;
+        found = device.major * 10 + device.minor;
     }
-    return ring_bytes(columns, capability);
+    return found;
+}
+// Dynamic shared memory of kernels that take `r` tiles at a time on this device. `alone`: no block has two units.
+static u32 bytes_here(u32 columns, u32 r, u32 format, bool alone = false, u32 batches = 0) {
+    return vector_bytes(columns, r, batches ? batches : r < 4 ? ring_batches(r) : 2, format, capability(), alone);
 }
 static void prepare() {
     int most;
     CHECK(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0));
-    const void* kernels[] = {
-        (const void*)decode_project1,      (const void*)decode_project2,    (const void*)decode_gate_up,
-        (const void*)decode_gate_up_mixed, (const void*)decode_head,        (const void*)dump_input,
-        (const void*)decode_embed,         (const void*)decode_finish,      (const void*)decode_attention64,
-        (const void*)decode_attention128,  (const void*)decode_attention256};
-    for (int i = 0; i < 11; i++) {
-        if (i < 6) CHECK(cudaFuncSetAttribute(kernels[i], cudaFuncAttributeMaxDynamicSharedMemorySize, most - 8192));
-        CHECK(cudaFuncSetAttribute(kernels[i], cudaFuncAttributePreferredSharedMemoryCarveout, 100));
+    std::vector<const void*> kernels = {(const void*)decode_project_mixed, (const void*)decode_gate_up_mixed,
+                                        (const void*)dump_input};
+#define ALL(NAME, F)                                       \
+    kernels.push_back((const void*)decode_project_##NAME); \
+    kernels.push_back((const void*)decode_gate_up_##NAME); \
+    kernels.push_back((const void*)decode_head_##NAME);
+    FOR_FORMATS(ALL)
+    for (u32 head_dim : {64u, 80u, 96u, 128u, 256u}) kernels.push_back((const void*)attention_kernel(head_dim));
+    for (const void* kernel : kernels) {
+        cudaFuncAttributes attributes;
+        CHECK(cudaFuncGetAttributes(&attributes, kernel));
+        CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   most - (int)attributes.sharedSizeBytes));
     }
+    kernels.push_back((const void*)decode_embed), kernels.push_back((const void*)decode_finish);
+    for (const void* kernel : kernels)
+        CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100));
 }
 
 // A vector, what it should be after the norm, and what the kernels make of it.
@@ -271,7 +303,7 @@ struct TestVector {
         Device<float2> groups(columns / 32);
         Device<float> factor(1);
         Quantization q = {device_x.at, device_norm.at, {0, 0}, columns, whole_row, epsilon};
-        dump_input<<<1, project_threads(columns), bytes_here(columns)>>>(q, codes.at, groups.at, factor.at);
+        dump_input<<<1, project_threads(columns), activation_bytes(columns)>>>(q, codes.at, groups.at, factor.at);
         CHECK(cudaDeviceSynchronize());
         auto c = codes.get();
         auto g = groups.get();

@@ -4,7 +4,7 @@
 use super::Shape;
 use crate::cuda::{Context, Function, Module, Stream};
 use crate::{Error, Result};
-use std::ffi::{CStr, c_void};
+use std::ffi::{CStr, CString, c_void};
 use std::sync::Arc;
 
 /// An address on the device.
@@ -27,6 +27,13 @@ pub struct Matrix {
 }
 
 impl Matrix {
+    /// Which of [`FORMATS`] it has.
+    fn kernel(&self) -> usize {
+        let ternary = FORMATS.len() - 1;
+        let with_scales = FORMATS[..ternary].iter().position(|(format, _)| *format == self.format);
+        if self.scales == 0 { ternary } else { with_scales.unwrap_or(ternary) }
+    }
+
     /// Whether kernels can take both at once: their tiles have the same planes.
     pub fn is_like(&self, other: &Matrix) -> bool {
         self.format == other.format && (self.scales == 0) == (other.scales == 0)
@@ -210,14 +217,13 @@ pub const HEAD_DIMS: [usize; 5] = [64, 80, 96, 128, 256];
 /// Inputs of a matrix: their int8 form must fit the shared memory of a thread block.
 pub const COLUMNS_MAX: usize = 32768;
 /// Query heads that a thread block of decode attention takes.
-const ATTENTION_HEADS: usize = 4;
+const ATTENTION_HEADS: usize = 8;
 /// Logits of a partial result of the head.
 pub const HEAD_ROWS: usize = 64;
 /// The most warps that share the columns of a matrix.
 const PROJECT_WARPS: usize = 12;
-const TILE_ROWS: u32 = 8;
-/// Of a warp: weights on their way, where they wait in shared memory.
-const RING_BYTES: usize = 8 * 576;
+/// Outputs of a unit of decode_project.
+const PROJECT_ROWS: u32 = 16;
 /// Columns of rows of half precision are filled up to a multiple of this.
 pub const ROW_COLUMNS: usize = 128;
 
@@ -226,21 +232,57 @@ pub struct Kernels {
     multiprocessors: u32,
     /// Dynamic shared memory that a thread block may have.
     shared_max: usize,
-    /// Turing: attention of a prompt has fewer buffers.
+    /// Turing: copies are not asynchronous.
     narrow: bool,
     pub embed: Function,
-    project: Function,
-    project_pairs: Function,
-    gate_up: Function,
+    project: OfFormats,
+    project_mixed: Function,
+    gate_up: OfFormats,
     gate_up_mixed: Function,
-    pub attention: Function,
-    pub head: Function,
+    attention: Function,
+    head: OfFormats,
     pub finish: Function,
     pub prefill_embed: Function,
     pub prefill_rows: Function,
     gemm: [Gemm; 4], // from the largest thread blocks to the smallest
     pub prefill_rope: Function,
     pub prefill_attention: Function,
+}
+
+/// A kernel's entries by format, in the order of [`FORMATS`].
+struct OfFormats([Function; FORMATS.len()]);
+
+/// The formats of tiles by GGUF's numbers and the kernels' names; the last one has no scales.
+const FORMATS: [(u32, &str); 10] = [
+    (2, "q4_0"),
+    (3, "q4_1"),
+    (6, "q5_0"),
+    (7, "q5_1"),
+    (8, "q8_0"),
+    (12, "q4_k"),
+    (13, "q5_k"),
+    (14, "q6_k"),
+    (35, "tq2_0"),
+    (35, "ternary"),
+];
+/// Shared memory that kernels of a vector have beside the dynamic one, at the most.
+const STATIC_BYTES: usize = 8192;
+/// Bytes of a tile's step, on its way.
+const SLOT_BYTES: [usize; FORMATS.len()] = [576, 640, 704, 768, 1088, 640, 768, 848, 272, 256];
+
+impl OfFormats {
+    fn load(module: &Arc<Module>, name: &str) -> Result<Self> {
+        let mut functions = Vec::with_capacity(FORMATS.len());
+        for (_, format) in FORMATS {
+            let name = CString::new(format!("decode_{name}_{format}")).map_err(|_| Error::device("a kernel's name"))?;
+            functions.push(module.function(&name)?);
+        }
+        functions.try_into().map(OfFormats).map_err(|_| Error::device("kernels are missing"))
+    }
+
+    fn of(&self, matrix: &Matrix) -> &Function {
+        &self.0[matrix.kernel()]
+    }
 }
 
 /// A shape of prefill_gemm.
@@ -261,6 +303,19 @@ impl Gemm {
         let pipeline = self.stages * (tokens * 272 + rows / 8 * gemm_tile_bytes(format));
         pipeline.max(tokens * (rows + 4) * 4)
     }
+}
+
+/// What a kernel of a vector multiplies, and how.
+struct Products {
+    /// What a thread block computes at a time: how many there are.
+    units: u32,
+    columns: u32,
+    /// Tiles of a unit.
+    tiles: usize,
+    /// Batches of pieces (a tile's step) in the ring of a warp, if they fit.
+    batches: usize,
+    /// Bytes of a piece.
+    slot: usize,
 }
 
 /// How a kernel is launched.
@@ -302,11 +357,11 @@ impl Kernels {
     pub fn load(context: &Arc<Context>, shape: &Shape) -> Result<Self> {
         let (decode, prefill) = (Module::load(context, "decode")?, Module::load(context, "prefill")?);
         let (attention, prefill_attention) = match shape.head_dim {
-            64 => (c"decode_attention64", c"prefill_attention_64"),
-            80 => (c"decode_attention128", c"prefill_attention_80"),
-            96 => (c"decode_attention128", c"prefill_attention_96"),
-            128 => (c"decode_attention128", c"prefill_attention_128"),
-            _ => (c"decode_attention256", c"prefill_attention_256"),
+            64 => (c"decode_attention_64", c"prefill_attention_64"),
+            80 => (c"decode_attention_80", c"prefill_attention_80"),
+            96 => (c"decode_attention_96", c"prefill_attention_96"),
+            128 => (c"decode_attention_128", c"prefill_attention_128"),
+            _ => (c"decode_attention_256", c"prefill_attention_256"),
         };
         let gemm = |rows, tokens, threads, stages, name: &CStr| {
             Ok::<_, Error>(Gemm { rows, tokens, threads, stages, function: prefill.function(name)? })
@@ -320,12 +375,12 @@ impl Kernels {
             shared_max,
             narrow: context.info().capability < (8, 0),
             embed: decode.function(c"decode_embed")?,
-            project: decode.function(c"decode_project1")?,
-            project_pairs: decode.function(c"decode_project2")?,
-            gate_up: decode.function(c"decode_gate_up")?,
+            project: OfFormats::load(&decode, "project")?,
+            project_mixed: decode.function(c"decode_project_mixed")?,
+            gate_up: OfFormats::load(&decode, "gate_up")?,
             gate_up_mixed: decode.function(c"decode_gate_up_mixed")?,
             attention: decode.function(attention)?,
-            head: decode.function(c"decode_head")?,
+            head: OfFormats::load(&decode, "head")?,
             finish: decode.function(c"decode_finish")?,
             prefill_embed: prefill.function(c"prefill_embed")?,
             prefill_rows: prefill.function(c"prefill_rows")?,
@@ -344,21 +399,29 @@ impl Kernels {
 
     /// What a kernel is not allowed now it could not be launched with later.
     fn allow_shared(&self, shape: &Shape) -> Result<()> {
-        let attention = shape.query_heads * shape.head_dim;
         let allow = |function: &Function, wanted: &mut dyn Iterator<Item = usize>| {
             // More than there is is not launched: another shape is, or the load fails.
-            function.allow_shared(wanted.filter(|bytes| *bytes <= self.shared_max).max().unwrap_or(0))
+            function.allow_shared(wanted.filter(|bytes| self.fits(*bytes)).max().unwrap_or(0))
         };
-        let Kernels { embed, project, project_pairs, gate_up, gate_up_mixed, attention: attend, head, finish, .. } =
-            self;
-        for (function, rings) in
-            [(project, false), (project_pairs, false), (gate_up_mixed, false), (gate_up, true), (head, true)]
-        {
-            let widths = [shape.hidden, shape.intermediate, attention];
-            allow(function, &mut widths.into_iter().map(|columns| self.vector_bytes(columns, rings)))?;
+        let widths = [shape.hidden, shape.intermediate, shape.query_heads * shape.head_dim];
+        let most = SLOT_BYTES.into_iter().max().unwrap_or(0);
+        let Kernels { project, gate_up, head, .. } = self;
+        let of_formats = [(project, 2), (gate_up, 8), (head, 8)];
+        let each = of_formats.iter().flat_map(|(functions, tiles)| {
+            functions.0.iter().zip(SLOT_BYTES).map(move |(function, slot)| (function, *tiles, slot))
+        });
+        for (function, tiles, slot) in each.chain([(&self.project_mixed, 2, most), (&self.gate_up_mixed, 1, most)]) {
+            let products =
+                |batches, &columns: &usize| Products { units: 0, columns: columns as u32, tiles, batches, slot };
+            let depths: &[usize] = if tiles < 8 { &[1, 2, 6] } else { &[2, 4] };
+            let bytes =
+                |columns| depths.iter().map(move |&batches| self.vector_bytes(&products(batches, columns), false));
+            allow(function, &mut widths.iter().flat_map(bytes))?;
+            // A multiprocessor whose memory is divided otherwise has to run empty before it takes the next kernel.
+            function.prefer_shared(100)?;
         }
-        // A multiprocessor whose memory is divided otherwise has to run empty before it takes the next kernel.
-        for function in [embed, project, project_pairs, gate_up_mixed, gate_up, attend, head, finish] {
+        allow(&self.attention, &mut [self.attention_bytes(shape)].into_iter())?;
+        for function in [&self.embed, &self.attention, &self.finish] {
             function.prefer_shared(100)?;
         }
         for gemm in &self.gemm {
@@ -370,42 +433,84 @@ impl Kernels {
     /// decode_project.
     pub fn project(&self, parameters: &Project) -> Result<Launch<'_>> {
         let matrices = &parameters.matrix[..parameters.matrices as usize];
-        // Queries, keys and values are enough tiles for blocks to take two at a time.
-        let (function, tiles_each) = if matrices.len() > 1 { (&self.project_pairs, 2) } else { (&self.project, 1) };
-        let units = |matrix: &Matrix| matrix.rows.div_ceil(tiles_each * TILE_ROWS);
-        self.of_vector(function, matrices.iter().map(units).sum(), matrices[0].columns, false)
+        let alike = matrices.iter().all(|matrix| matrix.is_like(&matrices[0]));
+        let function = if alike { self.project.of(&matrices[0]) } else { &self.project_mixed };
+        let slot = matrices.iter().map(|matrix| SLOT_BYTES[matrix.kernel()]).max().unwrap_or(0);
+        let units = matrices.iter().map(|matrix| matrix.rows.div_ceil(PROJECT_ROWS)).sum();
+        self.of_vector(function, Products { units, columns: matrices[0].columns, tiles: 2, batches: 6, slot })
     }
 
     /// decode_gate_up.
     pub fn gate_up(&self, parameters: &GateUp) -> Result<Launch<'_>> {
         let GateUp { gate, up, .. } = parameters;
-        let alike = gate.is_like(up);
-        let function = if alike { &self.gate_up } else { &self.gate_up_mixed };
-        self.of_vector(function, gate.rows.div_ceil(32), gate.columns, alike)
+        let slot = SLOT_BYTES[gate.kernel()].max(SLOT_BYTES[up.kernel()]);
+        let (units, columns) = (gate.rows.div_ceil(32), gate.columns);
+        if gate.is_like(up) {
+            self.of_vector(self.gate_up.of(gate), Products { units, columns, tiles: 8, batches: 2, slot })
+        } else {
+            self.of_vector(&self.gate_up_mixed, Products { units, columns, tiles: 1, batches: 6, slot })
+        }
     }
 
     /// decode_head.
     pub fn head(&self, parameters: &Head) -> Result<Launch<'_>> {
         let Matrix { rows, columns, .. } = parameters.matrix;
+        let (kernel, units) = (parameters.matrix.kernel(), rows.div_ceil(HEAD_ROWS as u32));
+        let products = Products { units, columns, tiles: 8, batches: 4, slot: SLOT_BYTES[kernel] };
+        let launch = self.of_vector(&self.head.0[kernel], products)?;
         // One block a multiprocessor is the fastest.
-        self.of_vector(&self.head, rows.div_ceil(HEAD_ROWS as u32).min(self.multiprocessors), columns, true)
+        Ok(Launch { grid: [launch.grid[0].min(self.multiprocessors.max(3)), 1, 1], ..launch })
     }
 
-    /// A kernel whose thread blocks each hold the input vector in int8, at most as many as are resident at once. `rings`:
-    /// weights on their way wait in shared memory.
-    fn of_vector<'a>(&self, function: &'a Function, blocks: u32, columns: u32, rings: bool) -> Result<Launch<'a>> {
-        let (threads, shared_bytes) = (project_threads(columns as usize), self.vector_bytes(columns as usize, rings));
-        let resident = self.multiprocessors * function.blocks_per_multiprocessor(threads, shared_bytes)?;
-        if resident == 0 {
+    /// decode_attention.
+    pub fn attention(&self, shape: &Shape) -> Launch<'_> {
+        let (threads, shared_bytes) = (attention_threads(shape), self.attention_bytes(shape));
+        Launch { function: &self.attention, grid: attention_grid(shape), threads, shared_bytes, overlap: true }
+    }
+
+    /// Keys and values on their way: of 16 positions a warp, twice where copies are asynchronous.
+    fn attention_bytes(&self, shape: &Shape) -> usize {
+        let stages = if self.narrow { 1 } else { 2 };
+        attention_threads(shape) as usize / 32 * stages * 2 * 16 * (shape.head_dim + 8) * 2
+    }
+
+    /// A kernel whose thread blocks each hold the input vector in int8, at most as many as are resident at once.
+    fn of_vector<'a>(&self, function: &'a Function, mut products: Products) -> Result<Launch<'a>> {
+        for batches in [2, products.tiles.div_ceil(4)] {
+            if !self.fits(self.vector_bytes(&products, false)) {
+                products.batches = batches;
+            }
+        }
+        let (threads, units) = (project_threads(products.columns as usize), products.units);
+        let resident = |bytes| {
+            let blocks = function.blocks_per_multiprocessor(threads, bytes)?;
+            Ok::<_, Error>(self.multiprocessors * blocks)
+        };
+        let (mut shared_bytes, mut blocks) = (self.vector_bytes(&products, true), units);
+        if resident(shared_bytes)? < units {
+            shared_bytes = self.vector_bytes(&products, false);
+            blocks = resident(shared_bytes)?.min(units);
+        }
+        if blocks == 0 {
+            let columns = products.columns;
             return Err(Error::Unsupported(format!("{columns} inputs do not fit the shared memory of this device")));
         }
-        Ok(Launch { function, grid: [blocks.min(resident).max(3), 1, 1], threads, shared_bytes, overlap: true })
+        Ok(Launch { function, grid: [blocks.max(3), 1, 1], threads, shared_bytes, overlap: true })
+    }
+
+    /// Whether a kernel of a vector can have so much dynamic shared memory.
+    fn fits(&self, bytes: usize) -> bool {
+        bytes + STATIC_BYTES <= self.shared_max
     }
 
     /// Codes and two floats a group, in whole steps; and weights on their way, where copies are asynchronous.
-    fn vector_bytes(&self, columns: usize, rings: bool) -> usize {
+    /// `alone`: no block has more than one unit.
+    fn vector_bytes(&self, products: &Products, alone: bool) -> usize {
+        let (columns, pieces) = (products.columns as usize, products.tiles.min(4));
         let warps = project_threads(columns) as usize / 32;
-        columns.div_ceil(128) * 160 + if rings && !self.narrow { warps * RING_BYTES } else { 0 }
+        let of_unit = columns.div_ceil(128).div_ceil(warps) * (products.tiles / pieces);
+        let batches = if alone { products.batches.min(of_unit) } else { products.batches };
+        columns.div_ceil(128) * 160 + if self.narrow { 0 } else { warps * batches * pieces * products.slot }
     }
 
     /// prefill_gemm in the shape that is fastest for so many tokens and outputs. Every shape gives the same bits.
@@ -470,7 +575,11 @@ fn project_threads(columns: usize) -> u32 {
 pub fn attention_grid(shape: &Shape) -> [u32; 3] {
     let parts = (shape.query_heads / shape.kv_heads).div_ceil(ATTENTION_HEADS);
     let lines = shape.kv_heads * parts;
-    [(256 / lines).clamp(8, 64) as u32, lines as u32, 1]
+    [(256 / lines / 8 * 8).clamp(8, 128) as u32, lines as u32, 1]
+}
+
+fn attention_threads(shape: &Shape) -> u32 {
+    if shape.head_dim < 256 { 128 } else { 64 }
 }
 
 /// The formats of tiles, by GGUF's numbers.

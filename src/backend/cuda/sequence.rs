@@ -437,14 +437,14 @@ impl Step<'_> {
             epsilon,
             activation: activation(shape.activation),
         };
-        // SAFETY: decode_gate_up(GateUp); memory as in `embed`.
+        // SAFETY: decode_gate_up_F(GateUp); memory as in `embed`.
         unsafe { self.inner.kernels.gate_up(&gate_up)?.run(stream, gate_up)? };
         let (x, quantized) = if whole { (at.activated, Quantized::default()) } else { (0, quantized) };
         self.project(stream, Project { x, quantized, norm: layer.ffn_sub_norm, matrix: one(down), ..add })
     }
 
     fn project(&self, stream: &Stream, parameters: Project) -> Result<()> {
-        // SAFETY: decode_projectN(Project); memory as in `embed`.
+        // SAFETY: decode_project_F(Project); memory as in `embed`.
         unsafe { self.inner.kernels.project(&parameters)?.run(stream, parameters) }
     }
 
@@ -474,10 +474,8 @@ impl Step<'_> {
             epsilon: shape.norm_epsilon,
             unused: 0,
         };
-        let function = &self.inner.kernels.attention;
-        let launch = Launch { function, grid: attention_grid(shape), threads: 256, shared_bytes: 0, overlap: true };
-        // SAFETY: decode_attentionN(Attention); memory as in `embed`.
-        unsafe { launch.run(stream, parameters) }
+        // SAFETY: decode_attention_N(Attention); memory as in `embed`.
+        unsafe { self.inner.kernels.attention(shape).run(stream, parameters) }
     }
 
     fn head(&self, stream: &Stream, residual: u64) -> Result<()> {
@@ -491,7 +489,7 @@ impl Step<'_> {
             epsilon: inner.shape.norm_epsilon,
             unused: 0,
         };
-        // SAFETY: decode_head(Head); memory as in `embed`.
+        // SAFETY: decode_head_F(Head); memory as in `embed`.
         unsafe { inner.kernels.head(&parameters)?.run(stream, parameters)? };
         let (mut state, mut mailbox, mut partials) = (at.state, self.mailbox, at.head_partials);
         let mut count = inner.head.rows.div_ceil(HEAD_ROWS as u32);
