@@ -2,8 +2,8 @@
  * long, which threads may do what, what a session is after each outcome of a step, and when callbacks come. */
 #include "check.h"
 
-#include <dirent.h>
 #include <pthread.h>
+#include <signal.h>
 
 enum { MAX = 12, THREADS = 4 };
 
@@ -176,32 +176,34 @@ static void threads(edgellm_model *model) {
     edgellm_session_free(s);
 }
 
+/* In the worker: its name, and the signals that it takes. */
+static void on_thread(void *user, uint32_t index, int32_t start) {
+    char name[32] = "", wanted[32];
+    sigset_t blocked;
+    int number;
+    if (start != 1) return;
+    snprintf(wanted, sizeof wanted, "edgellm-w%u", (unsigned)index);
+    CHECK(pthread_getname_np(pthread_self(), name, sizeof name) == 0 && strcmp(name, wanted) == 0);
+    CHECK(pthread_sigmask(SIG_BLOCK, NULL, &blocked) == 0);
+    for (number = 1; number < 32; number++) {
+        CHECK(number == SIGKILL || number == SIGSTOP || sigismember(&blocked, number) == 1);
+    }
+    __atomic_add_fetch((int *)user, 1, __ATOMIC_SEQ_CST);
+}
+
 /* Worker threads have names and take no signal. */
 static void workers(void) {
-    edgellm_model *model = load_with(model_path, 3);
-    DIR *tasks = opendir("/proc/self/task");
-    struct dirent *task;
+    edgellm_load_params load;
+    edgellm_model *model = NULL;
     int seen = 0;
-    CHECK(tasks != NULL);
-    while ((task = readdir(tasks)) != NULL) {
-        char path[300], line[200], name[64] = "", blocked[64] = "";
-        FILE *status;
-        snprintf(path, sizeof path, "/proc/self/task/%s/status", task->d_name);
-        status = fopen(path, "r");
-        if (status == NULL) continue;
-        while (fgets(line, sizeof line, status)) {
-            if (sscanf(line, "Name: %63s", name) == 1) continue;
-            if (sscanf(line, "SigBlk: %63s", blocked) == 1) break;
-        }
-        fclose(status);
-        if (strncmp(name, "edgellm-w", 9) != 0) continue;
-        seen++;
-        /* All but SIGKILL and SIGSTOP, which nobody can block, and the C library's own. */
-        CHECK((strtoull(blocked, NULL, 16) & 0x7ffbfeffULL) == 0x7ffbfeffULL);
-    }
-    closedir(tasks);
-    CHECK(seen == 2); /* The caller computes too. */
+    edgellm_load_params_init(&load);
+    load.path = model_path;
+    load.n_threads = 3;
+    load.on_thread = on_thread;
+    load.on_thread_user = &seen;
+    STATUS(EDGELLM_OK, edgellm_load(&load, &model));
     edgellm_free(model);
+    CHECK(seen == 2); /* The caller computes too. */
 }
 
 /* ---- outcomes of a step ---- */
