@@ -785,12 +785,13 @@ edgellm_status edgellm_chat_render(const struct edgellm_model *m,
 
 // Compiles a grammar for sessions of a model. *out is the caller's to free.
 //
-// `kind`: EDGELLM_GRAMMAR_*. `text`: UTF-8, `len` bytes or EDGELLM_NUL, at most 256 KiB. Any thread; takes milliseconds,
-// and for the first grammar of a model, when an index of the vocabulary is built, up to seconds. The work is bounded
-// whatever the text is, and done on a thread of its own, so that the caller's stack may be small. Errors: E_GRAMMAR (what
-// is wrong with the text and where, or which bound it exceeds), E_ARG, E_UNSUPPORTED (no vocabulary; for tools no chat
-// template, or one without calls that have JSON arguments; or the library was built without feature `grammar`), E_NOMEM,
-// E_FORKED.
+// `kind`: EDGELLM_GRAMMAR_*. `text`: UTF-8, `len` bytes or EDGELLM_NUL, at most 256 KiB (of a regular expression 16, of a
+// Lark grammar 32). Any thread; takes milliseconds. The first grammar of a model also builds an index of its vocabulary,
+// which stays with the model: for 152,000 tokens 60 MB, in 0.3 s. edgellm_plan_memory and memory_limit count neither it nor
+// what grammars take. The work is bounded whatever the text is, and done on a thread of its own, so that the caller's stack
+// may be small. Errors: E_GRAMMAR (what is wrong with the text and where, or which bound it exceeds), E_ARG, E_UNSUPPORTED
+// (no vocabulary; for tools no chat template, or one without calls that have JSON arguments; or the library was built without
+// feature `grammar`), E_NOMEM, E_FORKED.
 EDGELLM_API
 EDGELLM_CHECK
 edgellm_status edgellm_grammar_new(struct edgellm_model *m,
@@ -891,8 +892,9 @@ EDGELLM_API void edgellm_event_init_(struct edgellm_event *ev, size_t size);
 // E_CANCELLED, E_GRAMMAR (it cannot go on: no token fits, or finding one exceeds a bound; start a new run), E_BUSY, E_DEVICE
 // (the CUDA device is lost or failed: free the session), E_FORKED, E_INTERNAL.
 //
-// With a grammar, each token asks for some memory (the parser's; `edgellm_stats.ns_grammar` has what all of it takes). When
-// the grammar is complete, the last token comes as any other, and the next step is END.
+// With a grammar, its parser asks for memory at each token, and gives back most of it: under a JSON schema with Qwen2.5's
+// vocabulary 38 times and 53 KB at the median, 483 times and 125 KB at the 99th percentile. When the grammar is complete,
+// the last token comes as any other, and the next step is END.
 EDGELLM_API
 EDGELLM_CHECK
 edgellm_status edgellm_step(struct edgellm_session *s,

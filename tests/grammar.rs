@@ -555,7 +555,8 @@ fn hostile_grammars_neither_hang_nor_crash() {
             }
         }
         let took = start.elapsed();
-        assert!(took < Duration::from_secs(20), "{index} {kind:?} {shown}: {took:?}");
+        let most = Duration::from_secs(if common::cross::emulated() { 600 } else { 20 });
+        assert!(took < most, "{index} {kind:?} {shown}: {took:?}");
     }
     assert!(refused > 10, "{refused} refused");
     let good = grammar(GrammarKind::JsonSchema, ROBOT);

@@ -32,12 +32,13 @@ pub const EDGELLM_GRAMMAR_ON_TRIGGER: u32 = 1;
 
 /// Compiles a grammar for sessions of a model. *out is the caller's to free.
 ///
-/// `kind`: EDGELLM_GRAMMAR_*. `text`: UTF-8, `len` bytes or EDGELLM_NUL, at most 256 KiB. Any thread; takes milliseconds,
-/// and for the first grammar of a model, when an index of the vocabulary is built, up to seconds. The work is bounded
-/// whatever the text is, and done on a thread of its own, so that the caller's stack may be small. Errors: E_GRAMMAR (what
-/// is wrong with the text and where, or which bound it exceeds), E_ARG, E_UNSUPPORTED (no vocabulary; for tools no chat
-/// template, or one without calls that have JSON arguments; or the library was built without feature `grammar`), E_NOMEM,
-/// E_FORKED.
+/// `kind`: EDGELLM_GRAMMAR_*. `text`: UTF-8, `len` bytes or EDGELLM_NUL, at most 256 KiB (of a regular expression 16, of a
+/// Lark grammar 32). Any thread; takes milliseconds. The first grammar of a model also builds an index of its vocabulary,
+/// which stays with the model: for 152,000 tokens 60 MB, in 0.3 s. edgellm_plan_memory and memory_limit count neither it nor
+/// what grammars take. The work is bounded whatever the text is, and done on a thread of its own, so that the caller's stack
+/// may be small. Errors: E_GRAMMAR (what is wrong with the text and where, or which bound it exceeds), E_ARG, E_UNSUPPORTED
+/// (no vocabulary; for tools no chat template, or one without calls that have JSON arguments; or the library was built without
+/// feature `grammar`), E_NOMEM, E_FORKED.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn edgellm_grammar_new(
