@@ -11,8 +11,8 @@ use crate::model::plan::MemoryPlan;
 use crate::session::SessionPlan;
 
 /// What a model and one session of it take of memory, in bytes. Buffers are counted in the units in which the system (whole
-/// pages) or the device (2 MiB) gives them, and so are the tokenizer and the stacks of threads; not counted are small objects,
-/// some KiB in all, and what the CUDA driver keeps for itself. Set struct_size to sizeof(edgellm_plan) before the call.
+/// pages) or the device (2 MiB) gives them, and so are the tokenizer and the stacks of threads; not counted are grammars, small
+/// objects, some KiB in all, and what the CUDA driver keeps for itself. Set struct_size to sizeof(edgellm_plan) before the call.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct edgellm_plan {
