@@ -14,8 +14,6 @@ pub const ROWS_MULTIPLE: usize = 64;
 const GROUP: usize = 32;
 /// Groups of a step; the last step of a row may have fewer.
 const STEP: usize = 4;
-/// Which column of 8 is in which place of their two dot words.
-const ORDER: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
 
 /// Bytes of the planes of some tiles.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -166,29 +164,29 @@ impl Tiling {
     /// The codes of a group.
     fn write_group(&self, group: usize, row: usize, codes: &[u8; GROUP], planes: &mut Planes<'_>) {
         let at = self.place(group, row);
-        let dot = dot_words(codes);
-        let (codes, high) = (planes.codes.as_chunks_mut::<4>().0, planes.high.as_chunks_mut::<4>().0);
+        let (from, codes) = (codes, planes.codes.as_chunks_mut::<4>().0);
+        let high = planes.high.as_chunks_mut::<4>().0;
         match self.format() {
             Format::Q8_0 => {
-                for (out, word) in codes[at * 8..][..8].iter_mut().zip(dot) {
+                for (out, word) in codes[at * 8..][..8].iter_mut().zip(dot_words(from)) {
                     *out = word.to_le_bytes();
                 }
             }
             Format::TQ2_0 => {
-                for (out, words) in codes[at * 2..][..2].iter_mut().zip(dot.as_chunks::<4>().0) {
+                for (out, words) in codes[at * 2..][..2].iter_mut().zip(dot_words(from).as_chunks::<4>().0) {
                     *out = fold(words, 2, |word| word).to_le_bytes();
                 }
             }
             format => {
-                for (out, words) in codes[at * 4..][..4].iter_mut().zip(dot.as_chunks::<2>().0) {
-                    *out = fold(words, 4, |word| word & 0x0F0F_0F0F).to_le_bytes();
+                for (out, eight) in codes[at * 4..][..4].iter_mut().zip(from.as_chunks::<8>().0) {
+                    *out = low_bits(*eight).to_le_bytes();
                 }
                 if format == Format::Q6_K {
-                    for (out, words) in high[at * 2..][..2].iter_mut().zip(dot.as_chunks::<4>().0) {
+                    for (out, words) in high[at * 2..][..2].iter_mut().zip(dot_words(from).as_chunks::<4>().0) {
                         *out = fold(words, 2, |word| word >> 4 & 0x0303_0303).to_le_bytes();
                     }
                 } else if !high.is_empty() {
-                    high[at] = fold(&dot, 1, |word| word >> 4 & 0x0101_0101).to_le_bytes();
+                    high[at] = fold(&dot_words(from), 1, |word| word >> 4 & 0x0101_0101).to_le_bytes();
                 }
             }
         }
@@ -230,9 +228,27 @@ impl Tiling {
 /// The codes of a group in the order in which the kernels multiply them: word `2b` has columns `8b` + 0, 4, 1, 5, word
 /// `2b + 1` has `8b` + 2, 6, 3, 7.
 fn dot_words(codes: &[u8; GROUP]) -> [u32; 8] {
-    std::array::from_fn(|j| {
-        u32::from_le_bytes(std::array::from_fn(|byte| codes[8 * (j / 2) + ORDER[4 * (j % 2) + byte]]))
-    })
+    let mut words = [0; 8];
+    for (words, eight) in words.as_chunks_mut::<2>().0.iter_mut().zip(codes.as_chunks::<8>().0) {
+        let eight = u64::from_le_bytes(*eight);
+        let both = spread(eight as u32) | spread((eight >> 32) as u32) << 8;
+        *words = [both as u32, (both >> 32) as u32];
+    }
+    words
+}
+
+/// The bytes of a word with a zero after each.
+fn spread(word: u32) -> u64 {
+    let pairs = (u64::from(word) | u64::from(word) << 16) & 0x0000_FFFF_0000_FFFF;
+    (pairs | pairs << 8) & 0x00FF_00FF_00FF_00FF
+}
+
+/// The low four bits of eight codes as a word: those of dot word `2b`, and above them those of `2b + 1`.
+fn low_bits(eight: [u8; 8]) -> u32 {
+    let low = u64::from_le_bytes(eight) & 0x0F0F_0F0F_0F0F_0F0F;
+    let folded = low | low >> 12; // Bytes 0, 1, 4, 5 are columns 0 and 2, 1 and 3, 4 and 6, 5 and 7.
+    let [first, second] = [folded as u32 & 0xFFFF, (folded >> 32) as u32 & 0xFFFF];
+    (first | first << 8) & 0x00FF_00FF | ((second | second << 8) & 0x00FF_00FF) << 8
 }
 
 /// Words side by side in one, each `bits` above the one before.
