@@ -44,14 +44,13 @@ struct Attend {
     };
 };
 
-// Positions of a split: whole chunks of 64. One block alone, and then one cluster, as long as that takes less time than
-// a merge of what several find.
+// Positions of a split: of one block alone, then of a cluster's blocks in whole chunks, then of all blocks, each as long
+// as that takes less time than a merge of more of them.
 __device__ __forceinline__ u32 split_length(u32 positions, u32 splits) {
     const u32 alone = 128, in_cluster = 2048;
     if (positions <= alone) return alone;
-    const u32 parts = CLUSTER > 1 && positions <= in_cluster ? CLUSTER : splits;
-    const u32 even = (positions + parts - 1) / parts;
-    return CLUSTER > 1 ? (even + 63) / 64 * 64 : (even + 127) / 128 * 128;
+    if (CLUSTER > 1 && positions <= in_cluster) return (positions + CLUSTER * 64 - 1) / (CLUSTER * 64) * 64;
+    return (positions + splits * 128 - 1) / (splits * 128) * 128;
 }
 
 // ---- what a cluster needs ----
