@@ -87,11 +87,18 @@ __device__ __forceinline__ float cluster1(u32 address) {
 }
 #endif
 
-// An 8 x 8 matrix of halves, the other way round.
+// An 8 x 8 matrix of halves, the other way round: lane l has columns 2 (l % 4) and + 1 of row l / 4. The older form is for
+// PTX of drivers that do not know the newer one, too.
 __device__ __forceinline__ u32 transposed(u32 x) {
+#if __CUDA_ARCH__ >= 800
     u32 out;
     asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(x));
     return out;
+#else
+    const u32 lane = threadIdx.x % 32, row = lane / 4, from = lane % 4 * 8 + row / 2;
+    const u32 first = __shfl_sync(0xffffffffu, x, from), second = __shfl_sync(0xffffffffu, x, from + 4);
+    return __byte_perm(first, second, row % 2 ? 0x7632 : 0x5410);
+#endif
 }
 
 // Results of several parts of the positions, one after another: the running maximum, total and four sums.
